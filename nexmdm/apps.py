@@ -17,9 +17,9 @@ class NexmdmConfig(AppConfig):
     def ready(self) -> None:
         """Register NexMDM's checks with Django.
 
-        `settings_in_force` runs before each management command. The checks for deployment run only with `check
-        --deploy`. The checks of stored devices run only with `manage.py check`, because only this command gives checks
-        a database.
+        `settings_in_force` runs before each management command that requires checks. The checks of deployment run only
+        with `check --deploy`. The checks of stored devices run only with `manage.py check`, because only this command
+        names a database.
         """
         register(checks.settings_in_force, checks.TAG)
         register(checks.metrics_folder, checks.TAG, deploy=True)

@@ -173,16 +173,16 @@ class TransactionId(models.CharField):  # type: ignore[type-arg]  # Django's cla
 CLOCK: Final = Func(function="clock_timestamp", output_field=models.DateTimeField())
 """The SQL expression for the time of the call.
 
-`Now()` is the start time of the statement. The statement may have waited for a lock since then.
+`Now()` is the time at which the statement began. The statement may have waited for a lock after this time.
 """
 
 
 class Event(models.Model):
-    """Events with the same type, transaction and data, which differ only in their device.
+    """One or many events with the same type, transaction and data. The events differ only in their device.
 
-    `xid` is at least the id of the transaction that wrote the row, and decides the row's place in the event feed.
-    `device_ids` is NULL if the row is one event without a device. Otherwise the row is one event for each device in
-    `device_ids`. nexmdm/common/event_feed/events.py writes this table.
+    `xid` is at least the id of the transaction that wrote the row, and decides the row's place in the event feed. If
+    `device_ids` is NULL, the row is one event without a device. In all other cases, the row is one event for each
+    device in `device_ids`. nexmdm/common/event_feed/events.py writes this table.
     """
 
     pk = models.CompositePrimaryKey("xid", "id")

@@ -25,7 +25,7 @@ SECRET_KEY_FALLBACKS = environment.previous_secrets("SECRET_KEY_FALLBACKS")
 # The first value is the current value. The next values are previous values.
 ADMIN_KEYS = [environment.secret("ADMIN_KEY", _GENERATED), *environment.previous_secrets("ADMIN_KEY_PREVIOUS")]
 HMAC_SECRETS = [environment.secret("HMAC_SECRET", _GENERATED), *environment.previous_secrets("HMAC_SECRET_PREVIOUS")]
-# By principal.
+# The keys and the secrets of the named admins, by principal.
 NAMED_ADMIN_KEYS, NAMED_HMAC_SECRETS = named_admins.keys_and_secrets()
 COMMAND_SIGNING_KEYS = [
     environment.secret("COMMAND_SIGNING_KEY", _GENERATED),

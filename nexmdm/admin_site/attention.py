@@ -61,7 +61,7 @@ _DEVICES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the part "needs attention". `count` is a number as text, or the subject of `text`."""
+    """A line of the part "needs attention". `count` is a number, or the first word of the line, such as `No`."""
 
     count: str
     text: str

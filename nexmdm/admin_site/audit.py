@@ -207,7 +207,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     def named(self, text: str) -> Q:
         """Return the condition for a searched text: the start of a path, an action or a principal.
 
-        Upper and lower case are the same in the name of a principal.
+        For a principal, upper and lower case make no difference.
         """
         if text.startswith("/"):
             return Q(path__startswith=text)

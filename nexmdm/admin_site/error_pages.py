@@ -47,7 +47,7 @@ def failed(request: HttpRequest) -> HttpResponse:
     """Answer any other error as the API does. Errors in the code of NexMDM are logged."""
     error = sys.exc_info()[1]
     if isinstance(error, Error) and meaning_of(error) is Meaning.UNAVAILABLE:
-        # This call is needed here, because Django does not pass the error on to the caller of the site.
+        # Django catches this error, so the caller of the site does not see it. The outage must be noted here.
         database.note_unavailable(error)
     return _logged(api.on_exception(request, error) if isinstance(error, Exception) else problems.INTERNAL.response())
 

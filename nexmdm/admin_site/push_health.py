@@ -102,7 +102,7 @@ def _line(by: PushHealthField, row: PushHealthRow) -> Line:
 
 
 def _share(row: PushHealthRow) -> float:
-    # The share can be above 1, because an answer may belong to a push that ended before the span.
+    # Without min(), the share could be above 1, because an answer may belong to a push from before the span.
     return min(1.0, row.answered_by_push / row.accepted) if row.accepted else 0.0
 
 

@@ -49,9 +49,9 @@ _PAGE: Final[dict[str, Any]] = {"validatorUrl": None, "docExpansion": "list", "d
 
 
 class NexmdmAPI(DescribedAPI):
-    """Ninja's API class. It creates no response object for each call.
+    """Ninja's API class without temporal responses.
 
-    Ninja would create one for each call, but no operation of NexMDM uses it.
+    Ninja creates a response object for each call, but no operation of NexMDM uses this object.
     """
 
     _unused: Final = HttpResponse()

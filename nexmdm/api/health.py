@@ -85,9 +85,9 @@ async def healthz(request: HttpRequest) -> HttpResponse:
 async def readyz(request: HttpRequest) -> HttpResponse:
     """Check the database, its migrations, the dispatchers and the webhooks.
 
-    The answer is 200 if the database can be used and all migrations are applied, and 503 in all other cases.
-    `dispatcher` is `ok` if a dispatcher runs. `push` is `ok` if a dispatcher can send pushes. `webhooks` is `ok`, or
-    the number of paused webhooks.
+    The answer is 200 if the database can be used and all migrations are applied. In all other cases, the answer is 503.
+    `dispatcher` is `ok` if a dispatcher runs. `push` is `circuit_open` if the circuit of every running dispatcher is
+    open. `webhooks` is `ok`, or the number of paused webhooks.
     """
     try:
         ready = await _ready.outcome(within_seconds=READY_SECONDS)

@@ -190,7 +190,7 @@ def _summarize_new(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
 @router.post("/webhooks", response=WebhookMade, url_name="webhooks")
 @summarized(_summarize_new)
 async def create_webhook(request: HttpRequest, body: NewWebhook) -> HttpResponse:
-    """Create a webhook, which gets all events from now on. The secret is only in this answer and in its repeat.
+    """Create a webhook, which gets the events from now on. The secret is only in this answer and in its repeat.
 
     Each event is a POST of `{"type", "timestamp", "data"}`. `data` contains the data of the event, its `device_id` and
     its `request_id`. The request is signed according to the Standard Webhooks specification. Check the header
@@ -344,6 +344,6 @@ def _look(webhook_id: UUID, event_id: str) -> tuple[WebhookAttempt | None, bool]
 
 @router.get("/webhooks/{uuid:webhook_id}/attempts", response=WebhookAttemptPage, url_name="webhook-attempts")
 async def list_webhook_attempts(request: HttpRequest, webhook_id: UUID, query: Query[WebhookQuery]) -> HttpResponse:
-    """List the newest 1,000 attempts of a webhook, newest first. They are stored as long as events."""
+    """List the newest 1,000 attempts of a webhook, newest first. They are stored for `EVENT_RETENTION_DAYS` at most."""
     rows, next_cursor = await run_in_db_thread(queries.attempts, webhook_id, query)
     return respond(WebhookAttemptPage(items=[WebhookAttemptRow.of(row) for row in rows], next_cursor=next_cursor))

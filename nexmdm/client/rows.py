@@ -185,7 +185,7 @@ def push_health_rank(row: Json) -> tuple[bool, float, int, str]:
 
 
 def _answered_share(row: Json) -> float | None:
-    # The share can be above 1, because an answer may belong to a push that ended before `since`.
+    # Without min(), the share could be above 1, because an answer may belong to a push from before `since`.
     return min(1.0, row["answered_by_push"] / row["accepted"]) if row["accepted"] else None
 
 

@@ -14,8 +14,8 @@ _SERIES: Final = re.compile(r"(.*?)([0-9]{1,4})", re.DOTALL)
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Return the known names that are most similar to `name`, with the most similar name first.
 
-    Upper and lower case are the same. Names that differ only in a number at the end, such as `tab-3` and `tab-4`, do
-    not count as similar.
+    Upper and lower case make no difference. Names that differ only in a number at the end, such as `tab-3` and `tab-4`,
+    do not count as similar.
     """
     meant = fold(name)
     by_key = {fold(one): one for one in known}

@@ -74,7 +74,7 @@ class PushStandin:
         self._mailboxes: dict[str, Mailbox] = {}
         application = web.Application()
         application.router.add_get("/push/{target}", self._answer)
-        # With handler_cancellation, the poll of a killed agent ends. If not, this poll could take a push.
+        # With handler_cancellation, the poll of a killed agent ends. Without it, this poll could take a push.
         self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
         self._port = 0
 

@@ -36,7 +36,10 @@ def leave() -> None:
 
 
 def dispatcher_state() -> str:
-    """Return `ok` if a dispatcher runs, or a text with the time when a dispatcher was last seen."""
+    """Return `ok` if a dispatcher runs.
+
+    If no dispatcher runs, return `never seen`, or a text with the time when a dispatcher was last seen.
+    """
     last = DispatcherSeen.objects.order_by("-last_seen_at").first()
     if last is None:
         return "never seen"

@@ -1,4 +1,4 @@
-"""The file with the profiles. Secrets are in this file only if no keyring contains them."""
+"""The file with the profiles. This file contains the secrets only if no keyring contains them."""
 
 import configparser
 import io

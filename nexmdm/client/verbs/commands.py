@@ -48,7 +48,7 @@ def commands(session: Session, limit: int, device: str | None, *, newest_first: 
 def command(
     session: Session, name: str, timeout: int | None, limit: int | None, *, wait: bool, not_succeeded: bool
 ) -> int:
-    """Show one command with its deliveries, the worst first: the devices that did not get it, and the reasons."""
+    """Show one command with its deliveries, the worst delivery first, and the reasons of failed deliveries."""
     found = session.client.command(session.names.command_id(name))
     shown = following.Shown(not_succeeded, limit)
     if wait or timeout is not None:

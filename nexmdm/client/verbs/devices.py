@@ -45,7 +45,7 @@ NEWEST_FIRST: Final = click.option(
 )
 @NEWEST_FIRST
 def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any) -> int:
-    """List devices: silent ones first, then those with failing pushes."""
+    """List devices. Silent devices come first, then devices with failing pushes."""
     found, more = session.client.items(_PATH, limit, **filters)
     if not newest_first:
         found = _worst(session, limit, filters) if more else sorted(found, key=rows.device_rank)

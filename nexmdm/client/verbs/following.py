@@ -80,7 +80,7 @@ def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing:
 
 
 def _worst_deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> list[Json]:
-    """Return the worst deliveries. Deliveries that succeeded late come last."""
+    """Return the worst deliveries. With `only_failing`, deliveries that succeeded late come last."""
     counts = command["counts"]
     spare = min(counts["late"], MOST_LATE) if only_failing else 0
     in_time: list[Json] = []

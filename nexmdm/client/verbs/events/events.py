@@ -131,7 +131,7 @@ def _say_trouble(session: Session, trouble: Refused | Unreachable, failures: int
 def _backoff(failures: int) -> float:
     """Return a pause in seconds that grows with each failure.
 
-    A part of the pause is random, so that many clients do not return at the same time.
+    A part of the pause is random, so that many clients do not return at the same moment.
     """
     longest: float = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(failures, 10))
     return longest * random.uniform(0.5, 1)
