@@ -17,7 +17,7 @@ class NexmdmConfig(AppConfig):
     def ready(self) -> None:
         """Register NexMDM's checks with Django.
 
-        `settings_in_force` runs before each management command that requires checks. The checks of deployment run only
+        `settings_in_force` runs before each management command that requires checks. The deployment checks run only
         with `check --deploy`. The checks of stored devices run only with `manage.py check`, because only this command
         names a database.
         """

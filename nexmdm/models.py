@@ -163,7 +163,7 @@ class DispatcherSeen(models.Model):
 
 
 class TransactionId(models.CharField):  # type: ignore[type-arg]  # Django's class takes none at run time.
-    """A field for a transaction id of PostgreSQL, which never wraps around. In Python, it is a string of digits."""
+    """A field for a transaction id of PostgreSQL, which never wraps around. In Python, the id is a string of digits."""
 
     def db_type(self, connection: object) -> str:  # noqa: ARG002  (Django's signature)
         """Return the name of PostgreSQL's type."""
@@ -180,8 +180,8 @@ CLOCK: Final = Func(function="clock_timestamp", output_field=models.DateTimeFiel
 class Event(models.Model):
     """One or many events with the same type, transaction and data. The events differ only in their device.
 
-    `xid` is at least the id of the transaction that wrote the row, and decides the row's place in the event feed. If
-    `device_ids` is NULL, the row is one event without a device. In all other cases, the row is one event for each
+    `xid` decides the place of the row in the event feed. It is at least the id of the transaction that wrote the row.
+    If `device_ids` is NULL, the row is one event without a device. In all other cases, the row is one event for each
     device in `device_ids`. nexmdm/common/event_feed/events.py writes this table.
     """
 

@@ -1,7 +1,7 @@
 """The password hasher of the admin site: PBKDF2, with a limit on hashes at the same time.
 
-A hash takes half a second of processor time. During this time, its request has no database connection. Django computes
-a hash for each login, even of an unknown user. It also computes hashes to change a password and to upgrade an older
+A hash takes half a second of processor time. During this time, the login has no database connection. Django computes a
+hash for each login, even of an unknown user. Django also computes hashes to change a password and to upgrade an older
 hash.
 """
 

@@ -75,7 +75,7 @@ class Line:
 
 
 def page(given: dict[str, str]) -> dict[str, Any]:
-    """Return the context of the template. `given` is the query. Raises UnknownChoice if it is invalid."""
+    """Return the context of the template. `given` is the query. Raises UnknownChoice if the query is invalid."""
     chosen = _USUAL | given
     if chosen.keys() != _USUAL.keys() or chosen["by"] not in FIELDS or chosen["last"] not in SPANS:
         raise UnknownChoice

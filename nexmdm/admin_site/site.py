@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class NexmdmAdminSite(AdminSite):
-    """The read-only admin site. Only the login, the logout and the change of a password write."""
+    """The read-only admin site. Only three views write to the database: login, logout and password change."""
 
     site_title = site_header = "NexMDM"
     index_title = "The fleet at a glance"

@@ -29,8 +29,8 @@ _current: ContextVar["SiteTurn | None"] = ContextVar("site_turn", default=None)
 class SiteTurn:
     """The place and the connection of one request.
 
-    Create it on the event loop. Inside its `with` block, given_up() uses this object. `ends_at` is the deadline for the
-    work of the request, a time of time.monotonic(). The wait for a place counts as work.
+    Create a SiteTurn on the event loop. Inside its `with` block, given_up() uses this SiteTurn. `ends_at` is the
+    deadline for the work of the request, a time of time.monotonic(). The wait for a place counts as work.
     """
 
     def __init__(self, address: str) -> None:

@@ -37,8 +37,7 @@ async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResp
 
     `summary` describes the write. `action` is the action of a command, or a name such as `cancel` or `retire` for other
     writes. `target` is the target in the request. `device_count` is the number of affected devices. `dry_run` is true
-    for a dry run. The filter `device_id` finds the entries whose path contains the device, and the entries whose
-    command has a delivery to the device. The filter also finds refused commands and dry runs whose `device_ids`
-    contains only this device.
+    for a dry run. The filter `device_id` finds the entries whose path contains the device. The filter also finds the
+    entries whose command has a delivery to the device, and refused commands and dry runs for only this device.
     """
     return respond(await run_in_db_thread(queries.list_entries, query))

@@ -105,7 +105,7 @@ class WebhookRow(ResponseSchema):
 
     @classmethod
     def of(cls, webhook: Webhook) -> "WebhookRow":
-        """Return the row of a webhook in the answer."""
+        """Return a webhook in the form of the API."""
         return cls(**_fields(webhook))
 
 
@@ -151,7 +151,7 @@ class WebhookAttemptRow(ResponseSchema):
 
     @classmethod
     def of(cls, attempt: WebhookAttempt) -> "WebhookAttemptRow":
-        """Return the row of an attempt in the answer."""
+        """Return an attempt in the form of the API."""
         return cls(
             event_id=attempt.event_id,
             type=attempt.type,
@@ -178,7 +178,7 @@ class WebhookTested(ResponseSchema):
 
 
 def _summarize_new(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Return the summary for the audit. Only the host of the URL is in it: the rest may contain a secret."""
+    """Return the summary for the audit. Of the URL, it contains only the host: the rest may contain a secret."""
     url = (body_of(request) or {}).get("url")
     try:
         host = urlsplit(url).hostname if isinstance(url, str) else None
@@ -236,7 +236,7 @@ async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookCh
     """Change the URL, types or tags of a webhook, pause it, or resume it.
 
     New types or tags replace the old types or tags. A paused webhook keeps its place in the event feed. A resumed
-    webhook continues with its next event. A resumed webhook has 72 hours again for an acknowledgement.
+    webhook continues with its next event. Its 72 hours without an acknowledgement begin again.
     """
     caller = caller_of(request)
 

@@ -1,6 +1,6 @@
 """Parsers of command-line values.
 
-Each function parses a text into one kind of value. If the text is invalid, it raises ArgumentTypeError.
+Each function parses a text into one kind of value, and raises ArgumentTypeError if the text is invalid.
 """
 
 import json

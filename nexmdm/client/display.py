@@ -27,7 +27,7 @@ FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target
 
 NARROWEST_FREE_TEXT: Final = 20
 WIDEST_WORD: Final = 37
-"""Words up to this length, in characters, are never cut in a wrapped column. An id with a comma has 37."""
+"""Words up to this length are never cut in a wrapped column. An id with a comma has 37 characters."""
 
 _GAP: Final = 2
 _COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")

@@ -42,7 +42,7 @@ class ConfirmationRequired(Exception):
 
 
 def outcome(session: Session, run: Callable[[], int]) -> int:
-    """Call `run`, and return the exit status. Print a message if it raised an error."""
+    """Call `run`, and return the exit status. Print a message if `run` raised an error."""
     complain = session.terminal.complain
     try:
         status = run()

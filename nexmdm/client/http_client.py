@@ -220,7 +220,7 @@ class FleetClient:
     def _repeat(self, method: str, target: str, content: bytes, idempotency_key: str, lost: Unreachable) -> Json:
         """Repeat a write until an answer shows whether it was carried out.
 
-        Raises `lost` if no repeat gets such an answer.
+        Raises `lost` if no answer shows this.
         """
         for pause in self._pauses:
             time.sleep(pause)

@@ -51,7 +51,7 @@ class Names:
         self._used: dict[Kind, str] = {}
 
     def use(self, kind: Kind, identifier: str) -> str:
-        """Return `identifier`. The next call of keep() stores it as `@last`."""
+        """Return `identifier`. The next call of keep() stores `identifier` as `@last`."""
         self._used[kind] = identifier
         return identifier
 
@@ -156,9 +156,9 @@ class Names:
         return f" Devices with this text in their names:\n{_listed(found)}" if found else ""
 
     def _lost(self, alias: str) -> str:
-        """Return a sentence about the lost phone that had this alias, with its device id.
+        """Return a sentence about the lost phone that had this alias. The sentence contains the device id.
 
-        Return an empty string if there was no such phone.
+        Return an empty string if there is no lost phone with this alias.
         """
         for row in self._client.items("/admin/commands", PAGE, action="wipe")[0]:
             if fold(row["note"]) == fold(LOST + alias) and (device_ids := row["target"].get("device_ids")):

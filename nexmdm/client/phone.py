@@ -132,9 +132,9 @@ class Agent:
         return any(hmac.compare_digest(signature, envelope["signature"].encode()) for signature in signatures)
 
     def receive(self, envelope: Envelope, via: Channel) -> Report | None:
-        """Run a command if it has not been run yet, and return its report.
+        """Run a command if it has not been run yet, and return the report.
 
-        For a command that was run already, return its last report again. A deferred command is tried again. Return None
+        For a command that was run already, return the last report again. A deferred command is tried again. Return None
         for an envelope that is not trusted.
         """
         if not self.trusts(envelope):
@@ -169,7 +169,8 @@ class Agent:
 class Refusal(Exception):
     """The server answered with a status other than 200.
 
-    `flaw` describes what is wrong with the problem details in the answer. It is empty if they are complete.
+    `flaw` describes what is wrong with the problem details in the answer. `flaw` is empty if the problem details are
+    complete.
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any], *, retry_after: str | None, content_type: str) -> None:
@@ -276,7 +277,10 @@ class Phone:
 
 
 async def answer_in(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return the JSON of a response. Raises Refusal if the status is not 200, and JSONDecodeError if it is not JSON."""
+    """Return the JSON of a response. Raises Refusal if the status is not 200.
+
+    Raises JSONDecodeError if the response is not JSON.
+    """
     answer: dict[str, Any] = orjson.loads(await response.read())
     if response.status != HTTPStatus.OK:
         retry_after = response.headers.get("Retry-After")

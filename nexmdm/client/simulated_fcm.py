@@ -1,7 +1,8 @@
-"""A simulated FCM on this machine. It passes each push to a simulated phone.
+"""A simulated FCM on this machine, which passes each push to a simulated phone.
 
-It issues access tokens, and serves `messages:send` of the HTTP v1 API. FCM_BASE_URL and the service account of the
-dispatcher must contain its address. A push for an unknown push target gets the error UNREGISTERED.
+The simulated FCM issues access tokens, and serves `messages:send` of the HTTP v1 API. FCM_BASE_URL and the service
+account of the dispatcher must contain the address of the simulated FCM. A push for an unknown push target gets the
+error UNREGISTERED.
 """
 
 import secrets

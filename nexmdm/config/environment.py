@@ -92,7 +92,7 @@ def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
 
 
 def flag(name: str, *, default: bool) -> bool:
-    """Return True for true, on, yes and 1, and False for false, off, no and 0, in upper or lower case."""
+    """Return True for true, on, yes or 1, and False for false, off, no or 0. Upper-case words are allowed."""
     given = text(name).lower()
     if given and given not in _YES | _NO:
         raise Misconfigured(ConfigError.MALFORMED, f"{name} must be true or false, not {given!r}.")

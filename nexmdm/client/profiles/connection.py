@@ -90,7 +90,10 @@ def choose(wish: Wish, own: OwnServer | None) -> Connection:
 
 
 def _address(name: str, url: str | None) -> str | None:
-    """Return the address of a server. Raises NotConnected if it is invalid. `name` is its origin, for the message."""
+    """Return the address of a server. Raises NotConnected if the address is invalid.
+
+    `name` is the source of the address, for the message.
+    """
     try:
         return arguments.url(url) if url else None
     except ArgumentTypeError as error:

@@ -106,7 +106,7 @@ def _show_token(session: Session, made: rows.Json) -> int:
 
 @contextmanager
 def _new_file(path: Path | None) -> Iterator[IO[bytes] | None]:
-    """Create a file that only its owner can read. Remove it if the context ends with an error.
+    """Create a file that only its owner can read. If the context ends with an error, remove the file.
 
     Raises Unfulfilled if the file exists or cannot be created.
     """
@@ -178,6 +178,6 @@ def enroll_tokens(session: Session, limit: int) -> int:
 def revoke_token(session: Session, name: str) -> int:
     """Revoke an enrollment token: phones can no longer use it.
 
-    TOKEN is its label, its id, the start of its id, or the token itself.
+    TOKEN is the label, the id, the start of the id, or the token itself.
     """
     return show(session, session.client.post(f"{_PATH}/{session.names.token_id(name)}/revoke"))

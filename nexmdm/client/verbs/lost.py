@@ -26,7 +26,7 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
     the phone reports that the wipe succeeded. Do not revoke the device before: a revocation would withdraw both
     commands.
 
-    A retired device has no alias any more. So the note of both commands is the alias, unless --note gives another note.
+    A retired device has no alias. So both commands get a note with the alias, unless --note gives another note.
     """
     device = session.client.get(f"/admin/devices/{session.names.device_id(name)}")
     if note is None and device["alias"]:

@@ -52,7 +52,7 @@ class Command(migrate.Command):
     """Apply the migrations."""
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Apply the migrations, through DIRECT_DATABASE_URL if it is set.
+        """Apply the migrations. If DIRECT_DATABASE_URL is set, use this address.
 
         Raises CommandError if the database cannot be reached or refuses the migration.
         """
@@ -79,10 +79,9 @@ class Command(migrate.Command):
         return {**super().get_check_kwargs(options), "databases": None}
 
     def migration_progress_callback(self, action: str, migration: Migration | None = None, fake: bool = False) -> None:
-        """Print the progress. Before each migration, set how long it may wait for a lock.
+        """Print the progress. Before each migration, set how long the migration may wait for a lock.
 
-        A migration with a statement such as CREATE INDEX CONCURRENTLY may wait without limit, because no other
-        transaction waits for such a statement.
+        CREATE INDEX CONCURRENTLY may wait without limit, because no other transaction waits for this statement.
         """
         if migration is not None and action in ("apply_start", "unapply_start"):
             patient = any(isinstance(operation, NotInTransactionMixin) for operation in migration.operations)

@@ -86,7 +86,8 @@ class Command(BaseCommand):
     def _listen(self, *, patiently: bool) -> socket.socket:
         """Open the listening socket. Raises CommandError if the port is in use.
 
-        With `patiently`, first wait up to 25 s for the port. The children of a killed serve may still use the port.
+        With `patiently`, wait up to 25 s for a port that is in use. The children of a killed serve may still use the
+        port.
         """
         try:
             return server.listen()
