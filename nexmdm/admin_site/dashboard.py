@@ -101,7 +101,6 @@ def _pushes() -> Chart:
 
 
 def _to_pushes(pushes: Pushes) -> str:
-    """Return the address of the list of attempts with the same code."""
     if pushes.code == "OK":
         return _to(Attempt, age="1 day", outcome=AttemptOutcome.ACCEPTED.value)
     if pushes.code.lower() in AttemptOutcome.values:

@@ -163,7 +163,6 @@ class Terminal:
 
 
 def _cell(name: str, value: Any) -> str:
-    """Return the value of a field for CSV. The text for None is empty."""
     return "" if value is None else _readable(name, value)
 
 

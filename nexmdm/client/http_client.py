@@ -285,7 +285,6 @@ def _answer(response: Response) -> Json:
 
 
 def _errors(content: Any) -> list[Json]:
-    """Return the valid entries in `errors` of problem details."""
     errors = content if isinstance(content, list) else []
     return [one for one in errors if isinstance(one, dict) and isinstance(one.get("loc"), list) and "msg" in one]
 
@@ -298,7 +297,6 @@ def _clock_ahead(response: Response) -> float | None:
 
 
 def _json(response: Response) -> Json:
-    """Return the JSON object in an answer, or an empty dictionary."""
     try:
         content = json.loads(response.content)
     except (ValueError, RecursionError):

@@ -198,7 +198,7 @@ def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 
 
 def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
-    """Yield an error for each secret that lists the same value twice, as current and as previous value."""
+    """Yield an error for each secret that has the same value twice, such as current and previous value."""
     for name, values in secrets.items():
         if len(set(values)) < len(values):
             message = f"{name} and {name}_PREVIOUS contain the same value: the old value would stay valid."

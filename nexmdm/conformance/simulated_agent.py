@@ -146,7 +146,10 @@ class SimulatedAgent:
         return report is not None
 
     async def _send_reports(self) -> None:
-        """Send all reports that were not answered yet. After a failure, the rest is sent after the next heartbeat."""
+        """Send all reports that were not answered yet.
+
+        After a failure, the other reports are sent after the next heartbeat.
+        """
         for report in list(self._unsent.values()):
             if self._gates.wait("/v1/action-result") > 0:
                 return

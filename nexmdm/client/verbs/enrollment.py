@@ -128,7 +128,6 @@ def _new_file(path: Path | None) -> Iterator[IO[bytes] | None]:
 
 
 def _code(content: rows.Json | None) -> segno.QRCode:
-    """Return the QR code with `content`. Raises Unfulfilled if the server is not configured for provisioning."""
     if content is None:
         raise Unfulfilled(
             "This server makes no QR codes: it has no PUBLIC_URL or no AGENT_COMPONENT. Set both in its environment, "

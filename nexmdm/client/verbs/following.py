@@ -71,7 +71,6 @@ def show_command(session: Session, command: Json, shown: Shown) -> None:
 
 
 def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> tuple[list[Json], int]:
-    """Return the worst deliveries of a command, and the total number of deliveries."""
     count = command["device_count"] - (command["counts"]["succeeded"] if only_failing else 0)
     if count > limit:
         return _worst_deliveries(client, command, limit, only_failing=only_failing), count

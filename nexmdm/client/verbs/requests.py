@@ -53,7 +53,6 @@ def sign(context: click.Context, /, session: Session, method: str, target: str, 
 
 
 def _curl(method: str, url: str, headers: Mapping[str, str], content: Content) -> str:
-    """Return the curl command that sends the signed request unchanged."""
     words = ["curl", "--silent", "--show-error", "--globoff", "--path-as-is", "--request", method, url]
     for name, value in headers.items():
         words += ["--header", f"{name}: {value}"]

@@ -32,7 +32,6 @@ def ping(session: Session, target: Target, timeout: int | None, *, wait: bool) -
 
 
 def _help() -> str:
-    """Return the help of `send`, with the actions and their parameters."""
     width = max(map(len, actions.catalogue()))
     lines = ["Send a command.", "", f"TARGET is {arguments.TARGET}.", "", "\b", "Actions, and the values for --param:"]
     for action in actions.catalogue().values():
@@ -131,9 +130,10 @@ def _audience(session: Session, target: Target) -> Audience:
 
 
 def _confirm(session: Session, audience: Audience, body: Json, *, yes: bool) -> Json | None:
-    """Ask before a command that is hard to undo, and add the number of devices to `body` as `expect_count`.
+    """Ask before a command that is hard to undo. Return the answer to the dry run.
 
-    With `yes`, do not ask. Return the answer to the dry run, or None if the command needs no confirmation.
+    The number of devices is added to `body` as `expect_count`. With `yes`, do not ask. Return None if the command needs
+    no confirmation.
     """
     action = body["action"]
     if action not in CONFIRMED_ALWAYS + CONFIRMED_FOR_SEVERAL:

@@ -109,8 +109,8 @@ class Command(migrate.Command):
     def _fill_keys(self, using: str, verbosity: int) -> None:
         """Fill in missing comparison keys of devices.
 
-        Keys can be missing although there is no new migration. An earlier run may have been interrupted. Web workers of
-        the previous version may also still store devices.
+        Keys may be missing although this run applied no migration. An earlier run may have been interrupted. Web
+        workers of the previous version may also still store devices.
         """
         if not comparison_keys.exist(using):
             return
