@@ -178,7 +178,7 @@ class WebhookTested(ResponseSchema):
 
 
 def _summarize_new(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Return the summary for the audit. Of the URL, it contains only the host: the rest may contain a secret."""
+    """Return the summary for the audit. It contains only the host of the URL: the rest may contain a secret."""
     url = (body_of(request) or {}).get("url")
     try:
         host = urlsplit(url).hostname if isinstance(url, str) else None

@@ -103,7 +103,7 @@ def _meant_action(refused: Refused, given: str | None) -> str:
 
 
 def _as_text(refused: Refused, given: Mapping[str, Any]) -> Iterator[str]:
-    """Yield advice for each parameter that the client sent as JSON, but that must be a text."""
+    """Yield advice for each parameter that the client sent as another JSON type, but that must be a text."""
     no_text = [error["loc"][-1:] for error in refused.errors if "string" in str(error["msg"])]
     for param in given.get("param") or ():
         if [param.name] in no_text and not isinstance(param.value, str):

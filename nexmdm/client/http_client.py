@@ -26,7 +26,7 @@ PAUSES_SECONDS: Final = (0.5, 2.0)
 """The pauses before the repeats of a write without an answer, in seconds. There is one repeat for each pause."""
 
 AGAIN_SECONDS: Final = 1.0
-"""The pause before a repeat of a read, in seconds, if the server did not name a pause."""
+"""The pause before a read is repeated, in seconds, if the server named no pause."""
 
 _LOOPBACK: Final = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 _LONGEST_TARGET: Final = 16_384

@@ -17,7 +17,7 @@ from nexmdm.client.suggestions import did_you_mean, fold
 Json = dict[str, Any]
 
 MOST_LOOKED_AT: Final = 20_000
-"""The largest number of rows of a list that are compared with a name."""
+"""The largest number of rows of a list that the client compares with a name."""
 
 MOST_READ: Final = 20
 """The largest number of devices that are read with a separate request each."""
