@@ -1,1 +1,1 @@
-"""The NexMDM project: settings, composition, and everything that belongs to both `devices` and `commands`."""
+"""The NexMDM project: its settings, and the code that serves both the app `devices` and the app `commands`."""

@@ -1,4 +1,4 @@
-"""The composing app: stored answers, the audit, the state of dispatchers, and the management commands."""
+"""The Django app `nexmdm`: its name, and the start-up checks that it registers."""
 
 from importlib import import_module
 
@@ -9,15 +9,17 @@ from nexmdm.config import checks
 
 
 class NexmdmConfig(AppConfig):
-    """The Django app of everything that belongs to both `devices` and `commands`."""
+    """The Django app with the code and the tables that serve both `devices` and `commands`."""
 
     name = "nexmdm"
     verbose_name = "Audit, dispatchers and webhooks"
 
     def ready(self) -> None:
-        """Register our checks. The first one runs before every command; `check --deploy` runs all of them.
+        """Register NexMDM's checks with Django.
 
-        The checks of the devices need the models. Only `check` runs them, because only `check` names a database.
+        `settings_in_force` runs before each management command that requires checks. The deployment checks run only
+        with `check --deploy`. The checks of stored devices run only with `manage.py check`, because only this command
+        names a database.
         """
         register(checks.settings_in_force, checks.TAG)
         register(checks.metrics_folder, checks.TAG, deploy=True)

@@ -1,4 +1,4 @@
-"""The ASGI application, for any ASGI server: `nexmdm.asgi:application`."""
+"""The ASGI application `nexmdm.asgi:application`, for any ASGI server."""
 
 import os
 
@@ -10,5 +10,5 @@ from nexmdm.common.asgi_types import App
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
 django.setup(set_prefix=False)
 
-# Import by name: the module needs the settings in force.
+# Imported by name, because this module needs configured settings.
 application: App = import_string("nexmdm.http.application.build")()

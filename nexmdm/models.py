@@ -1,4 +1,4 @@
-"""The tables of the composing app: stored answers, the audit, the running dispatchers, events and webhooks."""
+"""The tables of the app `nexmdm`: stored answers, audit entries, push health, dispatchers, events and webhooks."""
 
 from typing import ClassVar, Final
 from uuid import UUID
@@ -10,9 +10,12 @@ from django.db.models.functions import Left, Now
 
 
 class StoredAnswer(models.Model):
-    """The answer to a signed write, kept for a day so that a repeat of the request gets it again.
+    """The answer to a signed write, stored for 24 hours. A repeat of the request gets this answer.
 
-    `body` is JSON text without any secret; `fingerprint` is the SHA-256 of method, target and body hash.
+    - `key`: the idempotency key of the request.
+    - `fingerprint`: the SHA-256 of the method, the target and the hash of the body. It shows whether a later request
+      with the same key is a repeat.
+    - `body`: the JSON text of the answer, without secrets.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -26,7 +29,7 @@ class StoredAnswer(models.Model):
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(name="stored_answer_key", fields=["principal", "key"])]
         indexes: ClassVar = [
-            # The periodic deletion of answers older than a day.
+            # For the deletion of old answers.
             models.Index(name="stored_answer_age", fields=["created_at"]),
         ]
 
@@ -35,20 +38,20 @@ class StoredAnswer(models.Model):
 
 
 DEVICE_PATH: Final = Left("path", len("/admin/devices/") + len(str(UUID(int=0))))
-"""The part of a path that names a device, if there is one in it."""
+"""The SQL expression for the first 51 characters of `path`: `/admin/devices/` and the id of a device."""
 
 
 class AuditEntry(models.Model):
-    """One signed write, carried out or refused: its admin, address, request and result. Append-only.
+    """The record of one signed write, which the server carried out or refused. The table is append-only.
 
-    The database writes `id`, `at`, `previous` and `hash`: a trigger numbers the entries without a gap, in the order of
-    their commits, and chains each entry to the entry before it (docs/decisions/0008-audit-chain.md).
+    A trigger of the database sets `id`, `at`, `previous` and `hash`. The ids have no gaps and follow the order of the
+    commits. `previous` is the hash of the entry before this entry (docs/decisions/0008-audit-chain.md).
     """
 
     id = models.BigAutoField(primary_key=True)
     at = models.DateTimeField(db_default=Now())
     principal = models.CharField(max_length=64)
-    # The id of the live admin key: the first eight digits of a SHA-256.
+    # The id of the admin key: the first eight hexadecimal digits of the SHA-256 of the key.
     admin_key_id = models.CharField(max_length=8, blank=True, db_default="")
     idempotency_key = models.CharField(max_length=64, blank=True, db_default="")
     address = models.GenericIPAddressField(null=True, blank=True)
@@ -59,7 +62,7 @@ class AuditEntry(models.Model):
     code = models.CharField(max_length=64, blank=True)
     request_id = models.UUIDField(null=True, blank=True)
     correlation_id = models.CharField(max_length=64)
-    # The summary (nexmdm/audit/summary.py), and the number of devices, if the write was carried out.
+    # The summary of the request (nexmdm/audit/summary.py).
     action = models.CharField(max_length=64, blank=True, db_default="")
     target = models.CharField(max_length=200, blank=True, db_default="")
     device_count = models.IntegerField(null=True, blank=True)
@@ -71,12 +74,12 @@ class AuditEntry(models.Model):
         ordering: ClassVar = ["-id"]
         verbose_name_plural = "audit entries"
         indexes: ClassVar = [
-            # Lists by time, and retention.
+            # For lists by time, and for retention.
             models.Index(name="audit_at", fields=["at"]),
-            # The entries about an action, and about a command.
+            # For lists of the entries about an action or about a command.
             models.Index(name="audit_action", fields=["action", "id"]),
             models.Index(name="audit_request", fields=["request_id"], condition=Q(request_id__isnull=False)),
-            # The entries about a device: by their target, and by their path for entries without a summary.
+            # For lists of the entries about a device. Entries without a summary are found by their path.
             models.Index(name="audit_target", fields=["target"], condition=Q(request_id=None)),
             models.Index(DEVICE_PATH, name="audit_device_path", condition=Q(request_id=None)),
         ]
@@ -86,10 +89,13 @@ class AuditEntry(models.Model):
 
 
 class AuditMark(models.Model):
-    """An end of the audit's chain: `newest`, the last entry written; `pruned`, the last one that retention deleted.
+    """An end of the audit chain. There are two marks, `newest` and `pruned`.
 
-    Triggers allow a mark to move only to an entry that exists at the time of the move. Retention moves `pruned` to an
-    entry, and deletes this entry in the same transaction. `at` of `pruned` is the time of this entry, set by a trigger.
+    `newest` names the entry that was written last. `pruned` names the last entry that retention deleted. `entry_id` and
+    `hash` are the id and the hash of the named entry. A trigger sets `at` of `pruned` to the time of its entry.
+
+    Triggers refuse to move a mark to an entry that does not exist. So retention first moves `pruned` to the last entry
+    that it will delete. Then retention deletes all entries up to `pruned` in the same transaction.
     """
 
     NEWEST: ClassVar = "newest"
@@ -105,10 +111,11 @@ class AuditMark(models.Model):
 
 
 class PushHealthHour(models.Model):
-    """The pushes of one hour that is over, counted for one value of a device's field.
+    """The pushes of one past hour, counted for one value of one field of the devices.
 
-    nexmdm/monitoring/push_health.py writes and reads this table. `latencies` counts answers by their latency band. Each
-    counted hour also has a row without a field, so that these rows show which hours are counted.
+    Example: `field` is `model`, and `value` is the name of a model. `latencies` maps the number of a latency band to
+    the count of answers in this band. An hour that has been counted always has one row whose `field` is empty.
+    nexmdm/monitoring/push_health.py writes and reads this table.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -124,11 +131,11 @@ class PushHealthHour(models.Model):
 
     class Meta:
         constraints: ClassVar = [
-            # The reads use this index too: one field's hours from some time on.
+            # Queries use the index of this constraint: they read the hours of one field from a start time on.
             models.UniqueConstraint(name="push_health_once", fields=["field", "starts_at", "value"]),
         ]
         indexes: ClassVar = [
-            # Retention.
+            # For retention.
             models.Index(name="push_health_age", fields=["starts_at"]),
         ]
 
@@ -137,9 +144,9 @@ class PushHealthHour(models.Model):
 
 
 class DispatcherSeen(models.Model):
-    """A row for each dispatcher. While a dispatcher runs, it updates its row.
+    """One running dispatcher, which updates its row every 2 seconds.
 
-    Web workers read here whether a dispatcher runs, and the state of its circuit breaker.
+    Web workers read this table to learn whether a dispatcher runs, and whether its circuit breaker is open.
     """
 
     name = models.CharField(max_length=128, primary_key=True)
@@ -156,22 +163,26 @@ class DispatcherSeen(models.Model):
 
 
 class TransactionId(models.CharField):  # type: ignore[type-arg]  # Django's class takes none at run time.
-    """A transaction id of PostgreSQL, which never wraps around; in Python its digits."""
+    """A field for a transaction id of PostgreSQL, which never wraps around. In Python, the id is a string of digits."""
 
     def db_type(self, connection: object) -> str:  # noqa: ARG002  (Django's signature)
-        """Return PostgreSQL's type."""
+        """Return the name of PostgreSQL's type."""
         return "xid8"
 
 
 CLOCK: Final = Func(function="clock_timestamp", output_field=models.DateTimeField())
-"""The time of the call; Now() is the time at which the statement began, which may have waited for a lock."""
+"""The SQL expression for the time of the call.
+
+`Now()` is the time at which the statement began. The statement may have waited for a lock after this time.
+"""
 
 
 class Event(models.Model):
-    """Events of one type and transaction that differ only in their device (nexmdm/common/event_feed/events.py).
+    """One or many events with the same type, transaction and data. The events differ only in their device.
 
-    `xid` is the transaction that wrote the row. `device_ids` is NULL if the events are about no device; otherwise each
-    device has one event.
+    `xid` decides the place of the row in the event feed. It is at least the id of the transaction that wrote the row.
+    If `device_ids` is NULL, the row is one event without a device. In all other cases, the row is one event for each
+    device in `device_ids`. nexmdm/common/event_feed/events.py writes this table.
     """
 
     pk = models.CompositePrimaryKey("xid", "id")
@@ -188,12 +199,12 @@ class Event(models.Model):
 
 
 class EventMark(models.Model):
-    """The one row about the feed as a whole: its database, and the last row that retention deleted.
+    """The state of the event feed, in a single row.
 
-    `database` is the database to which the transaction ids of the events belong.
-
-    `epoch` names the feed in cursors, and changes if the events were restored into another database. `pruned_xid` and
-    `pruned_id` are the transaction id and the id of the last row that retention deleted.
+    - `epoch`: the name of the current epoch, which each cursor contains.
+    - `database`: names the database that made the transaction ids of the events. If it is not the present database, a
+      new epoch begins.
+    - `pruned_xid`, `pruned_id`: `xid` and `id` of the last event row that retention deleted.
     """
 
     id = models.SmallIntegerField(primary_key=True)
@@ -207,11 +218,15 @@ class EventMark(models.Model):
 
 
 class Webhook(models.Model):
-    """A URL that gets events, one after the other in the order of the feed (nexmdm/webhooks/).
+    """A webhook: a URL that gets events in the order of the event feed (nexmdm/webhooks/).
 
-    `cursor_*` are the place of the next event (nexmdm/events/cursor.py). `secret_key` names the SECRET_KEY from which
-    the secret with the number `secret_number` is derived; `previous_secret_key` that of the number before. `lease`
-    names the dispatcher's task that serves the webhook. `revision` counts the changes by admins.
+    - `why`: the reason why the webhook is paused.
+    - `revision`: 1, plus the number of changes by admins.
+    - `cursor_*`: the place of the next event for the webhook (nexmdm/events/cursor.py).
+    - `secret_number`: the number of the current secret. Each rotation increases this number.
+    - `secret_key`: names the SECRET_KEY from which the current secret is derived.
+    - `previous_secret_key`: names the SECRET_KEY from which the previous secret is derived.
+    - `lease`: the id of the dispatcher's task that may send to this webhook until `lease_until`.
     """
 
     id = models.UUIDField(primary_key=True)
@@ -227,11 +242,11 @@ class Webhook(models.Model):
     cursor_xid = TransactionId(max_length=20)
     cursor_id = models.BigIntegerField()
     cursor_place = models.IntegerField()
-    # The failed attempts since the last event that the receiver acknowledged.
+    # The number of failed attempts since the receiver last acknowledged an event.
     tries = models.IntegerField(default=0)
     failing_since = models.DateTimeField(null=True)
     next_attempt_at = models.DateTimeField(db_default=Now())
-    # The test event that an admin asked for, until it is sent.
+    # The id of the test event that an admin requested. NULL after the test is sent.
     test_id = models.UUIDField(null=True)
     secret_number = models.IntegerField(default=1)
     secret_key = models.CharField(max_length=8)
@@ -245,7 +260,10 @@ class Webhook(models.Model):
 
 
 class WebhookAttempt(models.Model):
-    """One attempt to send an event to a webhook. `http_status` is None, and `error` says why, without an answer."""
+    """One request that sent an event to a webhook.
+
+    If the receiver sent no answer, `http_status` is None, and `error` contains the reason.
+    """
 
     id = models.BigAutoField(primary_key=True)
     webhook = models.ForeignKey(Webhook, models.CASCADE, related_name="attempts", db_index=False)
@@ -259,7 +277,7 @@ class WebhookAttempt(models.Model):
 
     class Meta:
         indexes: ClassVar = [
-            # The newest attempts of a webhook, and their retention.
+            # For the newest attempts of a webhook, and for retention.
             models.Index(name="webhook_attempt_of", fields=["webhook", "id"]),
         ]
 

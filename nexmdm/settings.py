@@ -1,4 +1,7 @@
-"""All settings, from the environment alone. Names and defaults: docs/operations/settings.md."""
+"""All settings of NexMDM. Every value comes from the environment.
+
+docs/operations/settings.md lists the names and the defaults.
+"""
 
 import sys
 from pathlib import Path
@@ -19,10 +22,10 @@ _GENERATED = environment.generated_secrets(SECRETS_FILE) if EMBEDDED else None
 DEBUG = False
 SECRET_KEY = environment.secret("SECRET_KEY", _GENERATED)
 SECRET_KEY_FALLBACKS = environment.previous_secrets("SECRET_KEY_FALLBACKS")
-# The first one is current, the others are previous values.
+# The first value is the current value. The next values are previous values.
 ADMIN_KEYS = [environment.secret("ADMIN_KEY", _GENERATED), *environment.previous_secrets("ADMIN_KEY_PREVIOUS")]
 HMAC_SECRETS = [environment.secret("HMAC_SECRET", _GENERATED), *environment.previous_secrets("HMAC_SECRET_PREVIOUS")]
-# The keys and secrets of the named admins, by principal.
+# The keys and the secrets of the named admins, by principal.
 NAMED_ADMIN_KEYS, NAMED_HMAC_SECRETS = named_admins.keys_and_secrets()
 COMMAND_SIGNING_KEYS = [
     environment.secret("COMMAND_SIGNING_KEY", _GENERATED),
@@ -45,7 +48,7 @@ MAX_CONNECTIONS_PER_ADDRESS = environment.whole(
     "MAX_CONNECTIONS_PER_ADDRESS", max(1, min(2000, MAX_CONNECTIONS // 5)), minimum=1, maximum=MAX_CONNECTIONS
 )
 
-# For the QR codes with which phones are set up: docs/operations/provisioning.md.
+# For the QR codes of provisioning: docs/operations/provisioning.md.
 PUBLIC_URL = provisioning.public_url(environment.text("PUBLIC_URL"))
 AGENT_COMPONENT = provisioning.agent_component(environment.text("AGENT_COMPONENT"))
 AGENT_DOWNLOAD_URL = provisioning.agent_download_url(environment.text("AGENT_DOWNLOAD_URL"))
@@ -62,27 +65,29 @@ EVENT_RETENTION_DAYS = environment.whole("EVENT_RETENTION_DAYS", 30, minimum=1, 
 BCRYPT_ROUNDS = environment.whole("BCRYPT_ROUNDS", 10, minimum=4, maximum=16)
 API_DOCS = environment.flag("API_DOCS", default=EMBEDDED)
 METRICS_TOKEN = environment.optional_secret("METRICS_TOKEN")
-# prometheus_client itself reads this: the folder in which the processes of one machine add up their metrics.
+# prometheus_client reads this variable itself. All processes of one machine write their metrics to this folder.
 PROMETHEUS_MULTIPROC_DIR = environment.folder("PROMETHEUS_MULTIPROC_DIR")
 LOG_LEVEL = environment.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 _AT_A_TERMINAL = sys.stdout.isatty()
 LOG_FORMAT = environment.choice("LOG_FORMAT", "console" if _AT_A_TERMINAL else "json", ("json", "console"))
 HEARTBEAT_LOG = environment.choice("HEARTBEAT_LOG", "summary" if _AT_A_TERMINAL else "each", ("each", "summary"))
 
-# One web worker's connections. All processes together use this number × workers, the dispatchers' connections and a few
-# more.
+# The most connections of one process. docs/operations/settings.md shows how many connections all processes use.
 DATABASE_POOL_SIZE = environment.whole("DATABASE_POOL_SIZE", 8, minimum=2, maximum=200)
 # The longest time that work waits for a connection, in seconds.
 POOL_TIMEOUT_SECONDS = 2
-# After this time, the pool tries once more to connect and then stops; the next request lets it try again. By default
-# the pool tries for five minutes with doubling pauses, and could wait long after PostgreSQL is back.
+# How long the pool tries to reconnect. The next request starts a new try. The default is five minutes with growing
+# pauses: the pool could then wait for a long time although PostgreSQL is available again.
 POOL_RECONNECT_SECONDS = 0.2
 STATEMENT_TIMEOUT_SECONDS = environment.whole("STATEMENT_TIMEOUT_SECONDS", 7, minimum=1, maximum=3600)
 LOCK_TIMEOUT_SECONDS = environment.whole("LOCK_TIMEOUT_SECONDS", 5, minimum=1, maximum=3600)
 
 
 def connected(database: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry of DATABASES: how Django connects, and the parameters of each connection."""
+    """Return an entry of DATABASES for a database.
+
+    `database` contains Django's settings for the address of the database, such as NAME and HOST.
+    """
     options = database_url.options(
         database.get("OPTIONS", {}), statement_seconds=STATEMENT_TIMEOUT_SECONDS, lock_seconds=LOCK_TIMEOUT_SECONDS
     )
@@ -106,7 +111,7 @@ DATABASES = {
         embedded_postgres.database(DATA_DIR) if EMBEDDED else database_url.django_settings(_DATABASE_URL)
     )
 }
-# For LISTEN and migrations, if DATABASE_URL is a pooler's.
+# For LISTEN and migrations, if DATABASE_URL is the address of a connection pooler.
 _DIRECT_URL = environment.text("DIRECT_DATABASE_URL")
 DIRECT_DATABASE = connected(database_url.django_settings(_DIRECT_URL, "DIRECT_DATABASE_URL")) if _DIRECT_URL else None
 CACHES = {"default": {"BACKEND": "nexmdm.auth.rate_limit_windows.CounterCache"}}
@@ -130,7 +135,7 @@ INSTALLED_APPS = [
 ROOT_URLCONF = "nexmdm.urls"
 ASGI_APPLICATION = "nexmdm.asgi.application"
 
-# Only for /django-admin/; the API's own stack is nexmdm/http/application.py.
+# Only for /django-admin/. nexmdm/http/application.py has the layers around the API.
 MIDDLEWARE = [
     "nexmdm.admin_site.content_policy.content_security_policy",
     "django.middleware.security.SecurityMiddleware",
@@ -165,11 +170,11 @@ LOGIN_REDIRECT_URL = "admin:index"
 CSRF_FAILURE_VIEW = "nexmdm.admin_site.error_pages.csrf_failure"
 SESSION_ENGINE = "nexmdm.admin_site.sessions"
 SESSION_COOKIE_AGE = 12 * 3600
-# With the embedded database the site is http on loopback, where browsers would not return a Secure cookie.
+# With the embedded database, the site is served by http on loopback. There, browsers do not send a Secure cookie back.
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not (
     EMBEDDED and not TRUSTED_PROXIES and set(ALLOWED_HOSTS) <= set(LOOPBACK_HOSTS)
 )
-# The proxy sets HSTS and redirects to https, because it has the certificate (docs/operations/proxy.md).
+# The proxy in front of NexMDM has the certificate, sets HSTS and redirects to https (docs/operations/proxy.md).
 SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008"]
 
 LOGGING_CONFIG = None

@@ -1,4 +1,4 @@
-"""All paths. Django tries them in order, so the paths that phones call come first."""
+"""All paths of the server. Django tries the paths in this order, so the paths of the API come first."""
 
 from django.urls import path
 
@@ -11,7 +11,7 @@ urlpatterns = [
     path("django-admin/", site.urls),
 ]
 
-# The admin site's answers to errors; the API has its own table.
+# For errors on the admin site. Errors of the API are in nexmdm/api/error_table.py.
 handler400 = error_pages.bad_request
 handler403 = error_pages.forbidden
 handler404 = error_pages.not_found

@@ -1,4 +1,4 @@
-"""One web worker: `python -m nexmdm.web`. See nexmdm/http/server.py."""
+"""The program `python -m nexmdm.web`, which runs one web worker (nexmdm/http/server.py)."""
 
 from nexmdm.http import server
 

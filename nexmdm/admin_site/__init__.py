@@ -1,1 +1,1 @@
-"""The read-only admin site: its pages, dashboard and sessions."""
+"""The read-only admin site: its pages, its home page and its logins."""

@@ -1,4 +1,4 @@
-"""The first part of the home page: each line counts something that needs attention, and leads to its list."""
+"""The part "needs attention" of the home page. Each line is a number with a link to the list of its rows."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +18,13 @@ from nexmdm.models import DispatcherSeen, Webhook
 from nexmdm.monitoring.dispatcher_status import ALIVE
 
 MOST_COMMANDS: Final = 10_000
-"""The largest number of commands of the last day that are read, beginning with those that ended last."""
+"""The largest number of commands to count. The commands that ended last are counted first."""
 
 MOST_LOW: Final = 1_000
-"""The largest number of devices with a low battery that are counted, because their JSON must be read."""
+"""The largest number of devices with a low battery to count.
+
+The limit is low because PostgreSQL must read the JSON of each device.
+"""
 
 _ENDED: Final = """
     SELECT outcome, count(*)
@@ -58,7 +61,7 @@ _DEVICES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the list: a number, its text, the look of its badge, and the address of the list that it links to."""
+    """A line of the part "needs attention". `count` is a number, or the first word of the line, such as `No`."""
 
     count: str
     text: str
@@ -67,7 +70,7 @@ class Line:
 
 
 def device_conditions() -> dict[str, Q]:
-    """Return, by name, the query conditions that lines() needs for devices."""
+    """Return the conditions for the devices that lines() needs, by name."""
     active = Q(revoked_at=None)
     return {
         "silent": active & not_seen_after(database.now() - timedelta(days=1)),
@@ -77,12 +80,15 @@ def device_conditions() -> dict[str, Q]:
 
 
 def lines(devices: Mapping[str, int]) -> list[Line]:
-    """Return the lines whose number is not 0; `devices` has the number of devices for each of device_conditions()."""
+    """Return the lines whose number is not 0.
+
+    `devices` contains the number of devices for each condition of device_conditions(), by name.
+    """
     return [*_dispatchers(), *_webhooks(), *_commands(), *_devices(devices), *_batteries()]
 
 
 def _dispatchers() -> Iterator[Line]:
-    """Yield a line if no dispatcher runs, and a line if running dispatchers have stopped their pushes."""
+    """Yield a line if no dispatcher runs, and a line if the circuit of a running dispatcher is not closed."""
     alive = DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE)
     circuits = dict(alive.values_list("circuit", "circuit_reason"))
     address = address_of(DispatcherSeen, "changelist")

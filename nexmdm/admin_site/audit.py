@@ -1,4 +1,4 @@
-"""The admin page of the audit."""
+"""The pages of the audit."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Final
@@ -34,23 +34,23 @@ from nexmdm.models import AuditEntry
 STATUSES: Final = (200, 400, 404, 409, 422, 500, 503)
 
 REFUSED: Final = 400
-"""The lowest status of a refused request."""
+"""The lowest HTTP status of a refused request."""
 
 
 class AuditAge(AgeFilter):
-    """Filters entries by the age of the request."""
+    """A filter by the age of an entry."""
 
     column = "at"
 
 
 class AuditTime(DateRangeFilter):
-    """Filters entries by the time of the request."""
+    """A filter by the time of an entry."""
 
     column = "at"
 
 
 class MethodFilter(ChoiceFilter):
-    """Filters entries by the request's method."""
+    """A filter by the HTTP method."""
 
     title = "method"
     parameter_name = "method"
@@ -61,30 +61,30 @@ class MethodFilter(ChoiceFilter):
 
 
 class EndingFilter(ChoiceFilter):
-    """Filters entries by the ending: carried out or refused."""
+    """A filter by the ending: carried out or refused."""
 
     title = "ending"
     parameter_name = "ending"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition for entries that were carried out, and the condition for refused ones."""
+        """Return the condition for each ending."""
         return {"carried out": Q(status__lt=REFUSED), "refused": Q(status__gte=REFUSED)}
 
 
 class StatusFilter(ChoiceFilter):
-    """Filters entries by the status of the answer."""
+    """A filter by the HTTP status of the answer."""
 
     title = "status"
     parameter_name = "status"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition for each status that the answer to a signed write can have, and for any other."""
+        """Return the condition for each known status, and for `other`."""
         known = {str(status): Q(status=status) for status in STATUSES}
         return {**known, "other": ~Q(status__in=STATUSES)}
 
 
 class PrincipalFilter(ExactTextFilter):
-    """Filters entries by the principal. The principal may be an admin who is not configured any more."""
+    """A filter by the principal. The principal may be an admin that is no longer configured."""
 
     title = "principal, exactly"
     parameters = ("principal",)
@@ -92,7 +92,7 @@ class PrincipalFilter(ExactTextFilter):
 
 
 class AttemptFilter(ChoiceFilter):
-    """Filters entries by dry run: the command was sent, or only checked."""
+    """A filter that separates dry runs from all other entries."""
 
     title = "dry run"
     parameter_name = "dry_run"
@@ -103,7 +103,7 @@ class AttemptFilter(ChoiceFilter):
 
 
 class AuditEntryAdmin(ReadOnlyAdmin):
-    """The pages of audit entries: the list, and one page for each entry."""
+    """The list of audit entries, and a page for each entry."""
 
     list_display = (
         "when", "who", "asked", "about", "device_count", "ended", "command", "address",
@@ -136,7 +136,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="action")
     def asked(self, entry: AuditEntry) -> str:
-        """Return the action, marked if it was a dry run; for an entry without a summary, the path."""
+        """Return the action, with a badge for a dry run. Return the method and the path if there is no summary."""
         if not entry.action:
             return f"{entry.method} {entry.path}"
         action = link_to_list(AuditEntry, entry.action, action=entry.action)
@@ -144,12 +144,12 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="command")
     def command(self, entry: AuditEntry) -> str:
-        """Return a link to the command."""
+        """Return a link to the command, or a dash."""
         return link(Command(pk=entry.request_id), short_id(entry.request_id)) if entry.request_id else NOTHING
 
     @admin.display(description="about")
     def about(self, entry: Any) -> str:
-        """Return a link to the device or enrollment token of the request; for other requests, the target as text."""
+        """Return a link to the device, command or enrollment token of the entry, or the target as text."""
         row, (kind, _, name) = entry.row, entry.target.partition(": ")
         if row is not None:
             return link(row, f"{row._meta.verbose_name} {row}")  # noqa: SLF001
@@ -161,29 +161,30 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="ending")
     def ended(self, entry: AuditEntry) -> SafeString:
-        """Return that the request was carried out, or the code with which it was refused."""
+        """Return whether the request was carried out, or the status and the code of the refusal."""
         if entry.status < REFUSED:
             return badge("only checked" if entry.dry_run else "done", QUIET if entry.dry_run else GOOD)
         return badge(f"{entry.status} {entry.code}".strip(), BAD)
 
     def name_of(self, row: AuditEntry) -> str:
-        """Return the action, the principal and the ending as one text."""
+        """Return the action, the principal and the ending of an entry as one text."""
         what = row.action or f"{row.method} {row.path}"
         dry_run = " (dry run)" if row.dry_run else ""
         ending = "" if row.status < REFUSED else f", refused with {row.status} {row.code}".rstrip()
         return f"{what}{dry_run} by {row.principal}{ending}"
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the entry, with its device or enrollment token as in complete(), or None."""
+        """Return the entry with the attributes that complete() sets, or None."""
         entry = super().get_object(request, object_id, from_field)
         if entry is not None:
             self.complete([entry])
         return entry
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Set on each entry the device or the enrollment token that its request names, or None.
+        """Set two attributes on each entry.
 
-        In entries about several devices, the ids are replaced by the names of the devices.
+        `row` is the device or the enrollment token of the entry, or None. `target_named` is the target with the names
+        of devices instead of their ids.
         """
         tokens = {entry.pk: summary.token_in(entry.target) for entry in rows}
         named = [key for entry in rows for key in summary.devices_in(entry.target)]
@@ -196,7 +197,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
             entry.target_named = summary.with_names(entry.target, names)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for the request id of a command, for an enrollment token, or for a device."""
+        """Return the condition for the entries about a command, an enrollment token or a device with this id."""
         if AuditEntry.objects.filter(request_id=key).exists():
             return Q(request_id=key)
         if EnrollmentToken.objects.filter(pk=key).exists():
@@ -204,13 +205,13 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         return queries.about_device(key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for the start of a path, or for an action.
+        """Return the condition for a searched text: the start of a path, an action or a principal.
 
-        Any other text is a principal (case makes no difference).
+        For a principal, upper and lower case make no difference.
         """
         if text.startswith("/"):
             return Q(path__startswith=text)
-        # An action is found by its index. Principals have no index.
+        # Actions have an index and principals do not, so the action comes first.
         return Q(action=text) if AuditEntry.objects.filter(action=text).exists() else Q(principal=text.lower())
 
 

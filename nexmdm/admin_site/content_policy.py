@@ -1,4 +1,4 @@
-"""The admin site's Content-Security-Policy, as middleware: only files from this server, and nothing inline."""
+"""Middleware that adds a Content-Security-Policy. Pages may load only files from this server, and no inline code."""
 
 from collections.abc import Callable
 from typing import Final
@@ -15,7 +15,7 @@ POLICY: Final = (
 
 
 def content_security_policy(get_response: GetResponse) -> GetResponse:
-    """Return the layer that adds the header to each answer."""
+    """Return a middleware that adds the header Content-Security-Policy to each answer without one."""
 
     def layer(request: HttpRequest) -> HttpResponseBase:
         response = get_response(request)

@@ -1,4 +1,4 @@
-"""The home page of the admin site: the list of what needs attention, then charts of devices, deliveries and pushes."""
+"""The home page: what needs attention, and charts of devices, deliveries and pushes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from nexmdm.monitoring.fleet_summary import Pushes
 DAY: Final = timedelta(days=1)
 
 MOST: Final = 200_000
-"""The largest number of open deliveries, and of a day's pushes, that are counted; the page says if there are more."""
+"""The largest number of rows that a chart counts. If there are more rows, the page shows a text about this."""
 
 _OPEN: Final = """
     SELECT state, count(*)
@@ -34,7 +34,11 @@ _OPEN: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: its number, its length as a percentage of the longest bar, its look (good, bad or quiet), its link."""
+    """One bar of a chart.
+
+    `percent` is its length, in percent of the longest bar. `look` is `good`, `bad` or `quiet`. `address` is a link to
+    the list of its rows.
+    """
 
     label: str
     count: int
@@ -44,13 +48,13 @@ class Bar:
 
     @property
     def shown(self) -> str:
-        """The number as people read it."""
+        """The number with thousands separators."""
         return f"{self.count:,}"
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A few bars under a heading; `note` is the text about rows that are not counted."""
+    """A chart. `note` is a text about rows that are not counted, or an empty string."""
 
     name: str
     heading: str
@@ -59,9 +63,9 @@ class Chart:
 
 
 def home() -> dict[str, Any]:
-    """Read all counts, and return the parts of the home page by their names in its template."""
+    """Return the context of the template of the home page. All counts are read now."""
     conditions = {**presences(), **attention.device_conditions()}
-    # One walk over the devices for all of their counts.
+    # One query counts all devices.
     devices = Device.objects.aggregate(
         **{name: Count("pk", filter=condition) for name, condition in conditions.items()}
     )
@@ -97,7 +101,6 @@ def _pushes() -> Chart:
 
 
 def _to_pushes(pushes: Pushes) -> str:
-    """Return the address of the list of attempts with this code."""
     if pushes.code == "OK":
         return _to(Attempt, age="1 day", outcome=AttemptOutcome.ACCEPTED.value)
     if pushes.code.lower() in AttemptOutcome.values:

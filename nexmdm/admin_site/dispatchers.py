@@ -1,4 +1,4 @@
-"""The admin page of the running dispatchers."""
+"""The page of the dispatchers."""
 
 from typing import ClassVar
 
@@ -12,12 +12,12 @@ from nexmdm.models import DispatcherSeen
 
 
 class DispatcherSeenAdmin(ReadOnlyAdmin):
-    """The list of running dispatchers, each with the state of its circuit."""
+    """The list of dispatchers, with the state of their circuits."""
 
     list_display = ("name", "started", "last_seen", "circuit_now", "circuit_reason")
     empty = "Start one: manage.py dispatch. (make run starts one.)"
     fields: ClassVar = ["name", "started", "last_seen", "circuit_now", "circuit_reason"]
-    # A dispatcher's row is deleted at most a day after its end, so one page shows all rows.
+    # The row of a dispatcher is deleted at most a day after its end. So one page is long enough for all rows.
     ordering: ClassVar = ["-last_seen_at"]
     list_per_page = 1000
 
@@ -26,5 +26,5 @@ class DispatcherSeenAdmin(ReadOnlyAdmin):
 
     @admin.display(description="circuit")
     def circuit_now(self, dispatcher: DispatcherSeen) -> SafeString:
-        """Return the state of the circuit: `closed` (the dispatcher sends pushes) or `open` (pushes wait)."""
+        """Return the state of the circuit. If the state is `open`, pushes wait."""
         return badge(dispatcher.circuit, GOOD if dispatcher.circuit == CLOSED else BAD)

@@ -1,4 +1,4 @@
-"""Errors of Django's views: a page with a link back on the admin site, and problem details elsewhere."""
+"""The answers to errors in Django views. The admin site answers with a page, and other paths with problem details."""
 
 import sys
 from typing import Final
@@ -15,7 +15,7 @@ _PATH: Final = "/django-admin/"
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
-    """Answer a request that cannot be read."""
+    """Answer a request that the server cannot read, with 400."""
     return _page(
         400,
         "Bad request",
@@ -25,14 +25,14 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # 
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
-    """Answer a request that the account's rights do not allow."""
+    """Answer a request without the necessary rights, with 403."""
     return _page(
         403, "Forbidden", "Your account may not see this page. Nothing can be added, changed or deleted on this site."
     )
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
-    """Answer an unknown path: a page in the admin site, a problem elsewhere."""
+    """Answer an unknown path with 404: a page on the admin site, problem details on other paths."""
     if not request.path.startswith(_PATH):
         return problems.NOT_FOUND.response()
     return _page(
@@ -44,16 +44,19 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
 
 
 def failed(request: HttpRequest) -> HttpResponse:
-    """Answer any other error by the API's table of errors, which also logs the errors that are NexMDM's own fault."""
+    """Answer any other error as the API does. Errors in the code of NexMDM are logged."""
     error = sys.exc_info()[1]
     if isinstance(error, Error) and meaning_of(error) is Meaning.UNAVAILABLE:
-        # Django answers the error here, so the code that runs the site's work does not see the error any more.
+        # Django catches this error, so the caller of the site does not see it. The outage must be noted here.
         database.note_unavailable(error)
     return _logged(api.on_exception(request, error) if isinstance(error, Exception) else problems.INTERNAL.response())
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Answer a form that Django refuses as forged. The usual cause is a proxy that does not forward Host and scheme."""
+    """Answer a form that fails the CSRF check, with 403.
+
+    The usual cause is a proxy that does not forward the host or the scheme.
+    """
     context = {
         "reason": reason,
         "seen": f"{request.scheme}://{request.get_host()}",
@@ -63,12 +66,12 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 
 def _page(status: int, title: str, text: str) -> HttpResponse:
-    # Without the request, so that no context processor reads the user from the database.
+    # Rendered without the request. With the request, a context processor would read the user from the database.
     page = render_to_string("nexmdm/error.html", {"title": title, "text": text})
     return _logged(HttpResponse(page, status=status))
 
 
 def _logged(response: HttpResponse) -> HttpResponse:
-    """Mark an answer as logged, so that Django does not log the same error again with a trace."""
+    """Mark an answer as logged. Without this mark, Django would log the same error again."""
     response._has_been_logged = True  # type: ignore[attr-defined]  # noqa: SLF001
     return response

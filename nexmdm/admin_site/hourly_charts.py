@@ -1,4 +1,4 @@
-"""Two charts of the last day on the home page: pushes per hour, and results per hour, each as SVG and as a table."""
+"""The charts of the last 24 hours on the home page: pushes per hour and results per hour."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ HOURS: Final = 24
 HOUR: Final = timedelta(hours=1)
 
 MOST: Final = 100_000
-"""The largest number of pushes, and of results, that are counted (the newest); the page says if there are more."""
+"""The largest number of rows that a chart counts. The newest rows are counted first.
+
+If there are more rows, the page shows a text about this.
+"""
 
 _PUSHES: Final = """
     SELECT date_trunc('hour', finished_at, 'UTC'), is_good, count(*)
@@ -34,7 +37,7 @@ _RESULTS: Final = """
     GROUP BY 1, 2
 """
 
-# In units of the view box. The style sheet stretches the chart to the width of its place.
+# In units of the SVG view box. The style sheet stretches the chart to the width of the page.
 _STEP: Final = 20
 _BAR: Final = 14
 _HEIGHT: Final = 100
@@ -43,7 +46,11 @@ _LOWEST: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """The counts of one hour, the heights of its bar, and the address of its list (empty if there is none)."""
+    """One hour of a chart.
+
+    `good` and `bad` are the counts. The bar has one part for each count. `x`, the heights and the `y` values are in
+    units of the SVG view box. `address` is a link to the list of the rows, or an empty string.
+    """
 
     label: str
     good: int
@@ -58,7 +65,10 @@ class Hour:
 
 @dataclass(frozen=True, slots=True)
 class HourlyChart:
-    """Bars of the last 24 hours: a part for success below a part for failure. `summary` is the chart in words."""
+    """A chart of the last 24 hours. In each bar, the part for success is below the part for failure.
+
+    `good` and `bad` are the texts for the two parts. `summary` describes the chart in words.
+    """
 
     name: str
     heading: str
@@ -70,7 +80,7 @@ class HourlyChart:
 
 
 def charts() -> list[HourlyChart]:
-    """Read the counts, and return the charts."""
+    """Return both charts. All counts are read now."""
     since = page_time.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0) - (HOURS - 1) * HOUR
     return [
         _chart(
@@ -127,7 +137,7 @@ def _hour(place: int, at: datetime, good: int, bad: int, highest: int, address: 
 
 
 def _height(count: int, highest: int) -> float:
-    """Return the height of a part of a bar; a part with a count above 0 is always visible."""
+    """Return the height of a part of a bar. A part with a count above 0 has at least _LOWEST."""
     return max(_LOWEST, (_HEIGHT - _LOWEST) * count / highest) if count else 0
 
 

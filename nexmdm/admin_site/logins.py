@@ -1,6 +1,7 @@
-"""The limit on attempts to log in to the admin site from one address, with a right or a wrong password.
+"""The limit on logins to the admin site from one address. Successful and failed attempts count.
 
-Each attempt is counted before its password is hashed. Otherwise, attempts at the same moment would all pass the limit.
+Each attempt is counted before its password is hashed. If it were counted later, many attempts at the same time could
+exceed the limit.
 """
 
 from typing import Final
@@ -21,12 +22,15 @@ logins: Final = AddressLimit("login")
 
 
 def refuse_over_limit(address: str) -> None:
-    """Raise RateLimited for an address that is known to be over its limit. Runs no SQL."""
+    """Raise RateLimited if an address is known to be over its limit. This function runs no SQL."""
     _refuse(logins.seconds_over(address))
 
 
 def count(address: str) -> None:
-    """Count an attempt, in a thread that may use the database. Raises RateLimited beyond LOGIN_RATE_LIMIT."""
+    """Count an attempt. Raises RateLimited if the address is above LOGIN_RATE_LIMIT.
+
+    Call this function in a thread, because it uses the database.
+    """
     _refuse(logins.count(address, settings.LOGIN_RATE_LIMIT))
 
 
@@ -37,7 +41,10 @@ def _refuse(seconds: int | None) -> None:
 
 
 def note(*, good: bool, address: str, username: str) -> None:
-    """Log and count the result of a login. The log contains the name only after a successful login, because people
-    sometimes type their password into the field for the name."""
+    """Log and count the result of an attempt.
+
+    After a failed attempt, the log does not contain the user name. People sometimes type their password as the user
+    name.
+    """
     (_GOOD if good else _FAILED).inc()
     log.info("site.login", good=good, address=address, **({"username": username} if good else {}))

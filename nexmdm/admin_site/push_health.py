@@ -1,4 +1,4 @@
-"""The page that compares the results of pushes by model, manufacturer, Android version or agent version."""
+"""The page of push health, by model, manufacturer, Android version or agent version."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +12,7 @@ from nexmdm.monitoring import push_health
 from nexmdm.monitoring.push_health import PushHealthField, PushHealthRow
 
 SHOWN: Final = 100
-"""The largest number of values on the page. Phones choose their values, so there may be very many."""
+"""The largest number of rows on the page. There may be very many values, because phones choose them."""
 
 FIELDS: Final = {
     PushHealthField.MODEL: "model",
@@ -32,12 +32,12 @@ _BAD_PERCENT: Final = 50
 
 
 class UnknownChoice(ValueError):
-    """The address has a field or a span that the page does not have."""
+    """The query of the page has an unknown parameter or value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A field or a span to choose, and the address of the page with it."""
+    """A choice of the page: a field or a span of time. `address` is the address of the page with this choice."""
 
     label: str
     address: str
@@ -46,7 +46,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The row of one value; `address` is the list of its devices, and `percent` the share that was answered by push."""
+    """A row of the page.
+
+    `address` is a link to the devices with this value. `percent` is the share of accepted pushes that phones answered
+    by push, or None if FCM accepted no push.
+    """
 
     counted: PushHealthRow
     address: str
@@ -54,14 +58,14 @@ class Line:
 
     @property
     def look(self) -> str:
-        """The colour of the share: bad, warning or good; bad if there is no share."""
+        """The colour of the share: bad, warning or good. It is bad if there is no share."""
         if self.percent is None or self.percent < _BAD_PERCENT:
             return BAD
         return GOOD if self.percent >= _GOOD_PERCENT else WARN
 
     @property
     def half_within(self) -> str:
-        """The median time from acceptance to the first report."""
+        """The median time from the acceptance of a push to the first report."""
         return _length(self.counted.p50_ms)
 
     @property
@@ -71,7 +75,7 @@ class Line:
 
 
 def page(given: dict[str, str]) -> dict[str, Any]:
-    """Return the context of the page with these query parameters. Raises UnknownChoice."""
+    """Return the context of the template. `given` is the query. Raises UnknownChoice if the query is invalid."""
     chosen = _USUAL | given
     if chosen.keys() != _USUAL.keys() or chosen["by"] not in FIELDS or chosen["last"] not in SPANS:
         raise UnknownChoice
@@ -98,12 +102,12 @@ def _line(by: PushHealthField, row: PushHealthRow) -> Line:
 
 
 def _share(row: PushHealthRow) -> float:
-    # An answer may belong to a push that was sent before the span.
+    # Without min(), the share could be above 1, because an answer may belong to a push from before the span.
     return min(1.0, row.answered_by_push / row.accepted) if row.accepted else 0.0
 
 
 def _rank(row: PushHealthRow) -> tuple[bool, float, int, str]:
-    """Return a key that sorts as the client does: the lowest share first, and values without any push last."""
+    """Return a sort key: the lowest share first, values without pushes last. The client sorts in the same way."""
     return row.attempts == row.accepted == 0, _share(row), -row.attempts, row.key
 
 

@@ -1,4 +1,4 @@
-"""The search of the whole site: devices, commands and enrollment tokens, by names, ids, actions and notes."""
+"""The search of the admin site. It finds devices, commands and enrollment tokens."""
 
 from dataclasses import dataclass
 from operator import attrgetter
@@ -17,10 +17,10 @@ from devices.presence.states import presence_name
 from nexmdm.common.identity import folded
 
 SHOWN: Final = 20
-"""The largest number of rows of each kind on a result page."""
+"""The largest number of rows of each kind on the result page."""
 
 LATEST: Final = 10_000
-"""The number of newest commands whose notes are searched, because notes have no index."""
+"""The number of newest commands whose notes are searched. Notes have no index."""
 
 LONGEST: Final = 200
 
@@ -29,7 +29,10 @@ _key: Final = attrgetter("pk")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The rows that a search found, newest first: at most SHOWN of each kind, and whether there are more."""
+    """The result of a search: at most SHOWN rows of each kind, newest first.
+
+    `more_devices` and `more_commands` show whether there are more rows.
+    """
 
     text: str
     devices: list[Any]
@@ -40,18 +43,21 @@ class Found:
 
     @property
     def only(self) -> Model | None:
-        """The row, if exactly one was found; else None."""
+        """The single row that was found, or None if there is not exactly one row."""
         rows = [*self.devices, *self.commands, *self.tokens]
         return rows[0] if len(rows) == 1 else None
 
     @property
     def action(self) -> str | None:
-        """The action whose name is the searched text."""
+        """The action whose name is the searched text, or None."""
         return self.text.lower() if self.text.lower() in CATALOGUE else None
 
 
 def find(given: str) -> Found:
-    """Search for a text. If the text is a whole id, search only for this id."""
+    """Search for a text in names, ids, actions and notes.
+
+    If the text is a complete id, only this id is searched.
+    """
     text = given.strip()[:LONGEST]
     if not text or "\0" in text:
         return Found(text, [], [], [])
@@ -67,20 +73,20 @@ def find(given: str) -> Found:
 
 
 def _devices(condition: Q, text: str) -> list[Any]:
-    """Return the devices, one more than a page shows. A device whose name equals the text comes first."""
+    """Return up to SHOWN + 1 devices, newest first. A device whose name is exactly the text comes first."""
     rows: QuerySet[Any] = Device.objects.select_related("presence").defer(*SECRETS)
     rows = rows.annotate(presence_named=presence_name()).order_by("-pk")
     key = folded(text)
-    # Two queries: a single query that sorted by both could not stop after the newest matches.
+    # Two queries are faster than one. One query with this order could not stop after the newest matches.
     named = list(rows.filter(Q(alias_key=key) | Q(hardware_key=key)))
     others = rows.filter(condition).exclude(pk__in=[device.pk for device in named])
     return [*named, *others[: SHOWN + 1]][: SHOWN + 1]
 
 
 def _commands(by_id: Q, text: str) -> list[Any]:
-    """Return the newest commands, one more than a page shows. A command to one device is returned with this device.
+    """Return up to SHOWN + 1 commands, newest first.
 
-    Ids, actions and notes are searched by separate queries.
+    The attribute `only_device` of a command is its device if the command has exactly one device.
     """
     rows = Command.objects.order_by("-pk").defer(*BULKY)
     found = list(rows.filter(by_id)[: SHOWN + 1]) if by_id else []

@@ -1,6 +1,7 @@
-"""Sessions of the admin site. The database contains only the SHA-256 of a session key, so it reveals no cookie.
+"""The sessions of the admin site. The database contains only a hash of each session key.
 
-This module has only synchronous methods, because the admin site has no asynchronous views.
+So a copy of the database contains no valid cookie. The asynchronous methods of Django are not overridden, because the
+admin site has no asynchronous views.
 """
 
 from hashlib import sha256
@@ -12,14 +13,14 @@ from django.contrib.sessions.models import Session
 from django.db.models.functions import Now
 
 _LENGTH = 40
-"""The number of hex digits of the digest that fit into Django's column: 160 bits."""
+"""The number of hexadecimal digits of the SHA-256 that are stored. Django's column has 40 characters."""
 
 
 class SessionStore(db.SessionStore):
-    """Django's sessions in the database, under another name than the cookie's."""
+    """Django's sessions in the database, with the hash of the session key instead of the key."""
 
     def load(self) -> dict[str, Any]:
-        """Return the content of the session; an empty dict if the session has ended or does not exist."""
+        """Return the content of the session. It is empty if the session has ended or does not exist."""
         kept = Session.objects.filter(session_key=_kept(self.session_key or ""), expire_date__gt=Now()).first()
         if kept is None:
             self._session_key = None
@@ -31,13 +32,13 @@ class SessionStore(db.SessionStore):
         return super().exists(_kept(session_key))
 
     def create_model_instance(self, data: dict[str, Any]) -> AbstractBaseSession:
-        """Return the row of the session, to be saved."""
+        """Return the unsaved row of the session."""
         row = super().create_model_instance(data)
         row.session_key = _kept(row.session_key)
         return row
 
     def delete(self, session_key: str | None = None) -> None:
-        """Delete the session with this key, or by default this session."""
+        """Delete the session with this key, or this session if there is no key."""
         ended = session_key or self.session_key
         if ended is not None:
             super().delete(_kept(ended))

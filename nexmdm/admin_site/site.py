@@ -1,6 +1,6 @@
-"""The read-only admin site: staff read devices, commands, deliveries and attempts.
+"""The admin site, on which staff read devices, commands and all other tables.
 
-This site has only NexMDM's models: on Django's default site, a superuser could change accounts.
+It is not the default site of Django, because on that site a superuser could change accounts.
 """
 
 from functools import wraps
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class NexmdmAdminSite(AdminSite):
-    """The site. It is read-only, whatever a page allows. Only login, logout and the change of one's password write."""
+    """The read-only admin site. Only three views write to the database: login, logout and password change."""
 
     site_title = site_header = "NexMDM"
     index_title = "The fleet at a glance"
@@ -41,9 +41,10 @@ class NexmdmAdminSite(AdminSite):
     index_template = "nexmdm/index.html"
 
     def admin_view(self, view: "_ViewType", cacheable: bool = False) -> "_ViewType":
-        """Wrap a view: all views except logout and password change answer 405 to other methods than GET and HEAD.
+        """Wrap a view so that it answers 405 to methods other than GET and HEAD.
 
-        (The login is not wrapped.)
+        The logout and the change of a password accept POST. The login also accepts POST, because Django does not wrap
+        it.
         """
         if view in (self.logout, self.password_change):
             return super().admin_view(view, cacheable)
@@ -56,11 +57,11 @@ class NexmdmAdminSite(AdminSite):
         return require_safe(super().admin_view(cast("_ViewType", begun), cacheable))
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """Return the home page: the list of what needs attention, the charts, and links to all lists."""
+        """Return the home page."""
         return super().index(request, dashboard.home() | (extra_context or {}))
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
-        """Return the pages of the site."""
+        """Return the paths of the site."""
         return [
             path("search/", self.admin_view(self.search), name="search"),
             path("push-health/", self.admin_view(self.push_health), name="push-health"),
@@ -68,7 +69,7 @@ class NexmdmAdminSite(AdminSite):
         ]
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
-        """Return the lists of the site by app, with the page of push health among those of NexMDM."""
+        """Return the lists of the site by app. The page of push health is in the app `nexmdm`."""
         found = super().get_app_list(request, app_label)
         for app in found:
             if app["app_label"] == "nexmdm":
@@ -77,7 +78,7 @@ class NexmdmAdminSite(AdminSite):
         return found
 
     def push_health(self, request: HttpRequest) -> HttpResponse:
-        """Return the page of push health. After an unknown choice, redirect to the page with the default choices."""
+        """Return the page of push health. If its query is invalid, redirect to the page without a query."""
         try:
             chosen = push_health.page(request.GET.dict())
         except push_health.UnknownChoice:
@@ -86,7 +87,10 @@ class NexmdmAdminSite(AdminSite):
         return TemplateResponse(request, "nexmdm/push_health.html", context)
 
     def search(self, request: HttpRequest) -> HttpResponse:
-        """Redirect to the row that the text `q` finds; if it finds several rows or none, return the page of results."""
+        """Search for the text in the parameter `q`.
+
+        If exactly one row is found, redirect to its page. In all other cases, return the result page.
+        """
         found = search.find(request.GET.get("q", ""))
         if found.only is not None:
             return HttpResponseRedirect(address_of(type(found.only), "change", found.only.pk))
@@ -94,7 +98,10 @@ class NexmdmAdminSite(AdminSite):
         return TemplateResponse(request, "nexmdm/search.html", context)
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Log staff in, and log each attempt. (nexmdm/http/admin_site_handler.py limits the attempts.)"""
+        """Log a person in, and log the attempt.
+
+        nexmdm/http/admin_site_handler.py limits the attempts.
+        """
         response = super().login(request, extra_context)
         if request.method == "POST":
             good = response.status_code == HTTPStatus.FOUND

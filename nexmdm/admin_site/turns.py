@@ -1,7 +1,7 @@
-"""The place of a request among those that the admin site serves at the same time, and its database connection.
+"""The place and the database connection of a request to the admin site.
 
-A request gives up both while a password is hashed, and when its answer begins. So other requests do not wait for a
-slow hash or for a client that reads slowly.
+Few requests are served at the same time. A request gives up its place and its connection while a password is hashed,
+and when its answer begins. So a slow hash or a slow client does not block other requests.
 """
 
 import asyncio
@@ -17,9 +17,10 @@ from nexmdm.common.overload.gates import Gate
 
 SECONDS: Final = 5
 SITE: Final = Gate("site", at_once=1, waiting=32, waiting_per_key=8, seconds=SECONDS)
-"""The gate for pages: one page is created at a time, on one connection of the pool. A page takes 20 to 100 ms, mostly
-in Python. With two pages at a time, the event loop and the heartbeats waited twice as long for the GIL. The gate counts
-by address, so that one client cannot take all places.
+"""The gate for pages. It lets one request create a page at a time.
+
+A page takes 20 to 100 ms, mostly in Python. With two pages at the same time, heartbeats waited twice as long for the
+GIL. The gate counts by address, so that one client cannot take all places.
 """
 
 _current: ContextVar["SiteTurn | None"] = ContextVar("site_turn", default=None)
@@ -28,13 +29,13 @@ _current: ContextVar["SiteTurn | None"] = ContextVar("site_turn", default=None)
 class SiteTurn:
     """The place and the connection of one request.
 
-    Create it on the event loop; within its `with` block, given_up() uses this turn.
+    Create a SiteTurn on the event loop. Inside its `with` block, given_up() uses this SiteTurn. `ends_at` is the
+    deadline for the work of the request, a time of time.monotonic(). The wait for a place counts as work.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.ends_at = 0.0
-        """The deadline of the request's work, in monotonic time; it includes the wait for a place."""
         self._loop = asyncio.get_running_loop()
         self._held = False
 
@@ -47,7 +48,10 @@ class SiteTurn:
         _current.reset(self._outer)
 
     async def take(self, *, again: bool = False) -> None:
-        """Wait for a place and a connection; set `again` after give_up(). Raises GateFull."""
+        """Wait for a place and a connection. Raises GateFull if the wait is too long.
+
+        Set `again` if the request had a place before.
+        """
         self.ends_at = time.monotonic() + database.WAIT_SECONDS
         await SITE.enter(self.address, again=again)
         try:
@@ -58,31 +62,34 @@ class SiteTurn:
                 SITE.leave(self.address)
 
     def give_up(self) -> None:
-        """Give up the place and the connection; do nothing if they are given up already."""
+        """Give up the place and the connection. A second call does nothing."""
         if self._held:
             self._held = False
             connection_turns.of_loop().release()
             SITE.leave(self.address)
 
     def give_up_from_thread(self) -> None:
-        """Call give_up() from the request's thread."""
+        """Give up the place and the connection, from the thread of the request."""
         self._loop.call_soon_threadsafe(self.give_up)
 
     def take_from_thread(self) -> None:
-        """Call take() with `again`, from the request's thread."""
-        # Longer than take() itself waits: without a time-out, a thread would outlive an event loop that has stopped.
+        """Wait for a place and a connection again, in the thread of the request. Raises GateFull."""
+        # Longer than take() waits. Without a time limit, the thread would wait for ever if the event loop has stopped.
         asyncio.run_coroutine_threadsafe(self.take(again=True), self._loop).result(3 * SECONDS)
 
 
 def ends_at() -> float:
-    """Return the deadline of the current request's work, in monotonic time."""
+    """Return the deadline for the work of the current request, a time of time.monotonic()."""
     turn = _current.get()
     return time.monotonic() + database.WAIT_SECONDS if turn is None else turn.ends_at
 
 
 @contextmanager
 def given_up() -> Iterator[None]:
-    """Give up the place and the connection within the block, which runs in a request's thread or in a command."""
+    """Give up the place and the connection while this context is open.
+
+    The context may be in the thread of a request, or in a management command.
+    """
     database.release_connections()
     turn = _current.get()
     if turn is None:

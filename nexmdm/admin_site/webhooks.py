@@ -1,4 +1,4 @@
-"""The admin pages of webhooks and of their attempts."""
+"""The pages of webhooks and of their attempts."""
 
 from typing import Any, ClassVar
 
@@ -24,25 +24,25 @@ from nexmdm.models import Webhook, WebhookAttempt
 
 
 class StateFilter(ChoiceFilter):
-    """Filters webhooks by their state."""
+    """A filter by the state of a webhook."""
 
     title = "state"
     parameter_name = "state"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition of each state."""
+        """Return the condition for each state."""
         failing = Q(failing_since__isnull=False)
         return {"ok": Q(paused=False) & ~failing, "failing": Q(paused=False) & failing, "paused": Q(paused=True)}
 
 
 class OutcomeFilter(ChoiceFilter):
-    """Filters attempts by their outcome."""
+    """A filter by the outcome of an attempt."""
 
     title = "outcome"
     parameter_name = "outcome"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition of each outcome."""
+        """Return the condition for each outcome."""
         answered = Q(http_status__isnull=False)
         return {
             "delivered": Q(is_delivered=True),
@@ -52,14 +52,14 @@ class OutcomeFilter(ChoiceFilter):
 
 
 class AttemptAge(AgeFilter):
-    """Filters attempts by their age."""
+    """A filter by the age of an attempt."""
 
     column = "at"
 
 
 @admin.display(description="outcome")
 def outcome(_: Any, attempt: WebhookAttempt) -> SafeString:
-    """Return whether the receiver acknowledged the event, or its status, or that there was no response."""
+    """Return `delivered`, `no response`, or the HTTP status with which the receiver refused the event."""
     if attempt.is_delivered:
         return badge("delivered", GOOD)
     return badge(f"refused with {attempt.http_status}" if attempt.http_status else "no response", BAD)
@@ -70,17 +70,17 @@ class _NewestAttempts(NewestRows):
 
     @property
     def total(self) -> int:
-        """Return how many attempts of the webhook are kept."""
+        """Return the number of stored attempts of the webhook."""
         return WebhookAttempt.objects.filter(webhook=self.instance.pk).count()
 
     @property
     def whole_list(self) -> SafeString:
-        """Return a link to all of them."""
+        """Return a link to the list of all attempts of the webhook."""
         return link_to_list(WebhookAttempt, "All attempts", webhook__id__exact=self.instance.pk)
 
 
 class Attempts(ReadOnlyInline):
-    """The newest attempts of a webhook."""
+    """The newest attempts on the page of a webhook."""
 
     model = WebhookAttempt
     formset = _NewestAttempts
@@ -93,7 +93,7 @@ class Attempts(ReadOnlyInline):
 
 
 class WebhookAdmin(ReadOnlyAdmin):
-    """The list of webhooks, and one page for each with its newest attempts."""
+    """The list of webhooks, and a page for each webhook."""
 
     list_display = ("shown_as", "state", "why", "url", "types_shown", "tags_shown", "since", "next_try")
     empty = "Create one: POST /admin/webhooks."
@@ -116,7 +116,7 @@ class WebhookAdmin(ReadOnlyAdmin):
 
     @admin.display(description="webhook")
     def shown_as(self, webhook: Webhook) -> str:
-        """Return the description, or the shortened id."""
+        """Return the description, or a short form of the id if there is no description."""
         return webhook.description or short_id(webhook.pk)
 
     @admin.display(description="state")
@@ -128,19 +128,19 @@ class WebhookAdmin(ReadOnlyAdmin):
 
     @admin.display(description="types")
     def types_shown(self, webhook: Webhook) -> str:
-        """Return the types of its events."""
+        """Return the event types of the webhook, or `all`."""
         return ", ".join(webhook.types) or "all"
 
     @admin.display(description="tags")
     def tags_shown(self, webhook: Webhook) -> str:
-        """Return the tags of its devices."""
+        """Return the tags of the webhook, or a dash."""
         return ", ".join(webhook.tags) or NOTHING
 
     next_try = Column("next_attempt_at", "next attempt")
 
 
 class WebhookAttemptAdmin(ReadOnlyAdmin):
-    """The list of attempts of all webhooks, and one page for each attempt."""
+    """The list of attempts, and a page for each attempt."""
 
     list_display = ("when", "to_webhook", "outcome", "error", "type", "event_id", "latency_ms")
     empty = "Each attempt to send an event to a webhook is a row."

@@ -1,1 +1,1 @@
-"""The API as a whole: the NinjaAPI object, the table of errors, health, the fleet's summary."""
+"""The API: its application object, its error table, and the endpoints that serve the whole fleet."""

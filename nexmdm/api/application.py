@@ -1,4 +1,4 @@
-"""The NinjaAPI object: the routers of both apps with their authentication, rate limits and audit of refusals."""
+"""The NinjaAPI object `api`, with all routers, error handlers and limits."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -33,13 +33,14 @@ _DEVICE_ROUTES: Final = "/v1/"
 
 
 class OrjsonParser(Parser):
-    """Parse bodies with orjson; bodies with very long numbers with the standard library, which keeps such numbers.
+    """A parser of JSON bodies for Ninja.
 
-    The body of a phone is parsed tolerantly. Each of its fields is then checked by its role (decides or informs).
+    For paths under `/v1/`, which phones call, the parser is tolerant (nexmdm/common/tolerance/). For all other paths,
+    it is strict.
     """
 
     def parse_body(self, request: HttpRequest) -> Any:
-        """Return the JSON of a body."""
+        """Return the parsed JSON of the body."""
         parse = tolerant_json.parse if request.path.startswith(_DEVICE_ROUTES) else parse_json
         return parse(request.body)
 
@@ -48,17 +49,20 @@ _PAGE: Final[dict[str, Any]] = {"validatorUrl": None, "docExpansion": "list", "d
 
 
 class NexmdmAPI(DescribedAPI):
-    """Ninja's API without the response that Ninja prepares for each call: every operation here creates its own."""
+    """Ninja's API class without temporal responses.
+
+    Ninja creates a response object for each call, but no operation of NexMDM uses this object.
+    """
 
     _unused: Final = HttpResponse()
 
     def on_exception(self, request: HttpRequest, exc: Any) -> HttpResponse:
-        """Return the answer to an error, and add the error's facts for the log of refusals."""
+        """Return the answer to an error, and store facts about the error for the log."""
         request_facts.explain(_scope_of(request), exc)
         return super().on_exception(request, exc)
 
     def create_temporal_response(self, request: HttpRequest) -> HttpResponse:  # noqa: ARG002
-        """Return the same empty response for each call: no operation here uses it."""
+        """Return an unused empty response, which is the same object for each call."""
         return self._unused
 
 
@@ -91,7 +95,10 @@ R = TypeVar("R", bound=HttpResponseBase)
 
 
 def _failures_limited(run: View) -> View:
-    """Answer 429 instead of 401 when an address has failed too often; a valid credential always works."""
+    """Wrap a view: replace a 401 by a 429 if the client's address has failed to authenticate too often.
+
+    A request with a valid credential never gets this 429.
+    """
 
     @wraps(run)
     async def limited(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -106,17 +113,20 @@ async def _limit_failures(request: HttpRequest, response: R) -> R | HttpResponse
     try:
         seconds = await rate_limits.count_failure(request.META["REMOTE_ADDR"])
     except (DatabaseError, InterfaceError):
-        return response  # A bad credential gets its 401 even if the failure cannot be counted.
+        return response  # If the failure cannot be counted, the client still gets its 401.
     return response if seconds is None else api.on_exception(request, RateLimited(seconds, rate_limits.FAILURES))
 
 
 async def refusal(request: HttpRequest, error: Exception) -> HttpResponse:
-    """Return the answer to an error raised outside Ninja's operations. A failed authentication counts here too."""
+    """Return the answer to an error that was raised outside Ninja's operations.
+
+    An answer with 401 counts as a failed authentication of the client's address.
+    """
     return await _limit_failures(request, api.on_exception(request, error))
 
 
 def _known_query_only(view: View) -> View:
-    """Refuse query parameters that the operation does not know."""
+    """Wrap a view: raise UnknownQuery if the request has a query parameter that the operation does not define."""
     operation: Operation = view._ninja_operation  # type: ignore[attr-defined]  # noqa: SLF001  (Ninja's own back-reference)
     queries = [model for model in operation.models if model.__ninja_param_source__ == "query"]
     known = {name for model in queries for name in model.__ninja_flatten_map__}

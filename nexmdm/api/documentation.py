@@ -1,4 +1,4 @@
-"""The API's documentation as it is served: read only, created once, and without content from other servers."""
+"""A decorator for the pages that document the API. These pages load nothing from other servers."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -18,9 +18,10 @@ _FROM_HERE_ONLY: Final = (
 
 
 def made_once(view: View) -> Callable[..., Awaitable[HttpResponse]]:
-    """Answer with the result of the view's first call: a call takes about 40 ms, and any client may request it.
+    """Wrap a view: call it only for the first request, and send its result to every client.
 
-    If the client sends the ETag of this answer, the answer is 304. The page may load nothing from other servers.
+    One call takes about 40 ms, and every client may request the page. The answer is 304 if the request has the ETag of
+    the page. The headers forbid the page to load anything from other servers. Methods other than GET and HEAD get 405.
     """
     made: list[_Document] = []
 
@@ -34,7 +35,7 @@ def made_once(view: View) -> Callable[..., Awaitable[HttpResponse]]:
 
 
 class _Document:
-    """The bytes of a document, and its headers."""
+    """The body of an answer, with its headers."""
 
     def __init__(self, response: HttpResponse) -> None:
         self._body = response.content
@@ -47,6 +48,5 @@ class _Document:
         }
 
     def answer_to(self, request: HttpRequest) -> HttpResponse:
-        """Return the answer: the document, or 304 if the client has the same document already."""
         whole = HttpResponse(self._body, headers=self._headers)
         return get_conditional_response(request, etag=self._etag, response=whole) or whole

@@ -1,4 +1,4 @@
-"""The one table that gives the problem for each domain error, and the answers to all other errors."""
+"""The table that gives the problem details for each domain error, and the handlers of all other errors."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -41,7 +41,7 @@ class UnknownQuery(DomainError):
         ]
 
 
-# The one table of errors: status, code and headers of each error's problem. `detail` is the error's own text.
+# The status, the code and the headers of the answer to each domain error. The message of the error becomes `detail`.
 ERRORS: Final[dict[type[DomainError], tuple[int, str, dict[str, str]]]] = {
     signature_verification.InvalidSignature: (401, "invalid_signature", _NXD1),
     signature_verification.IdempotencyKeyRequired: (400, "idempotency_key_required", {}),
@@ -94,7 +94,10 @@ def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpRespon
 
 
 def _location(loc: tuple[str | int, ...]) -> list[str | int]:
-    """Drop the level that Ninja adds for the parameter's own name: (body, body, target) means body, target."""
+    """Return the place of an error without the name that Ninja adds for the parameter of the view.
+
+    Example: `(body, body, target)` becomes `[body, target]`.
+    """
     source, *rest = loc
     kept = rest[1:] if len(rest) > 1 or rest in (["body"], ["query"]) else rest
     return [source, *(part if isinstance(part, int) else shown_name(part) for part in kept)]
@@ -109,7 +112,7 @@ def _too_many_reports(request: HttpRequest, error: report_limit.TooManyReports) 
 
 
 def overloaded(error: group_commit.Overloaded) -> Problem:
-    """Return the problem of a request that would wait for too long."""
+    """Return the problem details for a request that would wait too long. Its header Retry-After is in seconds."""
     status, code, _ = ERRORS[group_commit.Overloaded]
     return Problem(status, code, str(error), headers={"Retry-After": str(error.retry_after_seconds)})
 

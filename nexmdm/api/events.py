@@ -21,8 +21,10 @@ from nexmdm.events.recent import Filter, Key, Recent, Stretch
 router = AdminRouter(tags=["events"])
 
 POLL_SECONDS: Final = 0.1
-"""The time between two looks for new events. One look serves all waiting clients of a process. A client gets an event
-within 250 ms after the event's commit."""
+"""The time between two queries for new events, in seconds.
+
+One query serves all waiting clients of a process. A client gets an event at most 250 ms after the event's commit.
+"""
 
 
 def _place(text: str) -> str:
@@ -32,15 +34,17 @@ def _place(text: str) -> str:
 
 
 After = Annotated[str, Field(max_length=120), AfterValidator(_place)]
-"""A cursor of the feed; `now`; or nothing, for the oldest event that is kept."""
+"""A cursor of the event feed, or `now`, or an empty string for the oldest stored event."""
 
 
 class EventQuery(Body):
-    """`after`: a `next_cursor`, `now`, or nothing (the feed then begins with the oldest stored event).
+    """The query of the event feed.
 
-    `types`: names of types, separated by commas; a name that ends in `*` means all types that begin with the
-    text before the `*`.
-    `wait_seconds`: the longest time to wait for a first event.
+    - `after`: a `next_cursor`, `now`, or an empty text (the page begins with the oldest stored event).
+    - `types`: names of event types, separated by commas. A name that ends in `*` means all types that begin with the
+      text before the `*`.
+    - `device_id`: only events about this device.
+    - `wait_seconds`: the longest time to wait for an event, in seconds.
     """
 
     after: After = ""
@@ -51,7 +55,7 @@ class EventQuery(Body):
 
 
 class EventRow(ResponseSchema):
-    """One event. `id` is the same whenever the event is read; `data` depends on `type`."""
+    """One event. Every read of the event returns the same `id`. The content of `data` depends on `type`."""
 
     id: str
     type: str
@@ -62,7 +66,7 @@ class EventRow(ResponseSchema):
 
 
 class EventPage(ResponseSchema):
-    """One page of the feed. `caught_up` is true if no committed event follows `next_cursor` now."""
+    """One page of the event feed. `caught_up` is true if no committed event follows `next_cursor` now."""
 
     items: list[EventRow]
     next_cursor: str
@@ -71,13 +75,13 @@ class EventPage(ResponseSchema):
 
 @router.get("/events", response=EventPage, url_name="events")
 async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpResponse:
-    """List what happened to the fleet, in order, oldest first. Send `next_cursor` as `after` to continue.
+    """List the events of the fleet, oldest first. To continue, send `next_cursor` as `after`.
 
-    An event is written in the transaction that stores its fact, so a fact that was rolled back has no event. The order
-    never changes, and no new event appears before an event that was read. While an older write transaction is open
-    in the database's cluster, newer events wait for it, and `caught_up` is false. With `types` or `device_id`, a page
-    may be empty although events follow (`caught_up` is false): continue from the page's `next_cursor`. Events are kept
-    for `EVENT_RETENTION_DAYS`.
+    The transaction that stores a fact also writes its event. So a fact that was rolled back has no event. The order of
+    events never changes. A new event always comes after the events that a client has read. While an older write
+    transaction is open in the database cluster, newer events wait for it, and `caught_up` is false. With `types` or
+    `device_id`, a page may be empty although events follow. In this case `caught_up` is false: continue from
+    `next_cursor`. Events are stored for `EVENT_RETENTION_DAYS`.
     """
     until = time.monotonic() + query.wait_seconds
     wanted = feed.Wanted(event_types.names_in(query.types), query.device_id)
@@ -95,17 +99,17 @@ async def list_events(request: HttpRequest, query: Query[EventQuery]) -> HttpRes
 
 
 def first_place(after: str) -> Cursor | None:
-    """Return the place that an `After` names; None for the oldest event."""
+    """Return the cursor for the text `after`, or None for the oldest stored event."""
     if after == cursor.NOW:
         return feed.newest_place()
     return Cursor.parse(after) if after else None
 
 
 async def _until_match(place: Cursor, looked_until: Key, wanted: Filter, until: float) -> Cursor:
-    """Wait until a wanted event may come after a place, or until a moment (monotonic time). Return the place to read.
+    """Wait until a matching event may exist, or until `until`, a time of time.monotonic().
 
-    No row before `place` or `looked_until` needs another look. The place that is returned comes after all rows that
-    did not match.
+    Return the cursor to read from. All rows up to `place` and up to `looked_until` have been examined. The returned
+    cursor is after all rows that did not match.
     """
     seen = max((place.xid, place.id), looked_until)
     while time.monotonic() < until and not shutdown.is_requested():

@@ -1,4 +1,4 @@
-"""The endpoints for operations: whether the process serves, whether it is ready, and the metrics."""
+"""The endpoints for monitoring: `/healthz`, `/readyz` and `/metrics`."""
 
 import hmac
 from functools import cache
@@ -24,13 +24,19 @@ from nexmdm.monitoring import dispatcher_status, metrics
 from nexmdm.webhooks import status as webhook_status
 
 READY_SECONDS: Final = 2.5
-"""The time that /readyz waits for its look-up: so /readyz answers within 3 s, in any state of the database."""
+"""How long /readyz waits for the result of its check, in seconds.
+
+With this limit, /readyz answers within 3 s in every state of the database.
+"""
 
 LOOK_SECONDS: Final = 2
-"""The time that the look-up, and each of its statements, may take: so it ends before /readyz stops waiting."""
+"""The time limit for the check of the database and for each of its statements, in seconds.
+
+The check must end before READY_SECONDS, because /readyz then stops waiting.
+"""
 
 FRESH_SECONDS: Final = 1
-"""The time for which a result is kept: more frequent requests get the same answer, and cost no look-up."""
+"""How long a result of the check stays valid, in seconds. Requests in this time cause no new check."""
 
 _WAITING_COMMITS: Final = """
     SELECT count(*) FROM pg_stat_activity
@@ -39,7 +45,7 @@ _WAITING_COMMITS: Final = """
 """
 _may_write = [True]
 _WRITE: Final = "SELECT pg_logical_emit_message(true, 'nexmdm', '')"
-"""Writes to PostgreSQL's log (WAL) and to no table, so that a standby must confirm the commit."""
+"""A write to the WAL of PostgreSQL but to no table. A synchronous standby must confirm its commit."""
 
 log = structlog.get_logger()
 router = Router(tags=["operations"])
@@ -49,17 +55,17 @@ FORWARDING: Final = (
     "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "X-Original-Forwarded-For", "X-Envoy-External-Address",
     "True-Client-IP", "CF-Connecting-IP", "Fastly-Client-IP", "Fly-Client-IP", "Via",
 )  # fmt: skip
-"""Headers that proxies send: if a request has one of them, its peer is not the client."""
+"""The headers that proxies add. If a request has one of these headers, a proxy sent it."""
 
 
 class Health(ResponseSchema):
-    """The process serves."""
+    """The process answers requests."""
 
     status: str
 
 
 class Readiness(ResponseSchema):
-    """Whether the server can serve requests. The states of dispatchers, pushing and webhooks never cause a 503."""
+    """Whether the server can serve requests. `dispatcher`, `push` and `webhooks` never cause a 503."""
 
     status: str
     database: str
@@ -71,15 +77,17 @@ class Readiness(ResponseSchema):
 
 @router.api_operation(["GET", "HEAD"], "/healthz", response=Health, url_name="healthz")
 async def healthz(request: HttpRequest) -> HttpResponse:
-    """Answer while the process serves."""
+    """Answer 200 while the process can answer requests."""
     return respond(Health(status="ok"))
 
 
 @router.api_operation(["GET", "HEAD"], "/readyz", response={200: Readiness, 503: Readiness}, url_name="readyz")
 async def readyz(request: HttpRequest) -> HttpResponse:
-    """Report whether the database and its migrations are there, and whether a dispatcher runs and can push.
+    """Check the database, its migrations, the dispatchers and the webhooks.
 
-    `webhooks` is `ok`, or how many webhooks are paused.
+    The answer is 200 if the database can be used and all migrations are applied. In all other cases, the answer is 503.
+    `dispatcher` is `ok` if a dispatcher runs. `push` is `circuit_open` if the circuit of every running dispatcher is
+    open. `webhooks` is `ok`, or the number of paused webhooks.
     """
     try:
         ready = await _ready.outcome(within_seconds=READY_SECONDS)
@@ -108,7 +116,7 @@ def _readiness() -> Readiness:
         except ProgrammingError as error:
             if not (_may_write[0] and isinstance(error.__cause__, InsufficientPrivilege | UndefinedFunction)):
                 raise
-            # Some providers do not allow this write: then check a commit without a write.
+            # Some providers do not allow this write. For these providers, the check commits without a write.
             log.warning("readyz.without_write", detail=safe_message(error))
             _may_write[0] = False
             return _look(writing=False)
@@ -116,7 +124,6 @@ def _readiness() -> Readiness:
 
 @transaction.atomic
 def _look(*, writing: bool) -> Readiness:
-    """Check the database, including the commit of a write."""
     database.execute("SELECT set_config('statement_timeout', %s, true)", [f"{LOOK_SECONDS}s"])
     database.refuse_read_only()
     _refuse_waiting_commits()
@@ -143,10 +150,10 @@ def _look(*, writing: bool) -> Readiness:
 
 
 def _refuse_waiting_commits() -> None:
-    """Raise OperationalError if earlier commits wait for a synchronous standby.
+    """Raise OperationalError if commits have waited for a synchronous standby for LOOK_SECONDS or more.
 
-    A look-up that then committed would wait too, and keep one of PostgreSQL's connections after /readyz has answered.
-    If no commit waits yet, the look-up's own commit shows whether it must.
+    In this state, the commit of the check would also wait. The check would then occupy a connection of PostgreSQL after
+    /readyz has answered.
     """
     if database.row(_WAITING_COMMITS, {"seconds": LOOK_SECONDS}) != (0,):
         raise OperationalError(
@@ -163,15 +170,17 @@ def _missing_migrations() -> int:
 
 @cache
 def _migrations() -> frozenset[tuple[str, str]]:
-    """Return the migrations that this code requires. They are read from disk once."""
+    """Return the app and the name of each migration of this version. The files are read only once."""
     return frozenset(MigrationLoader(None).disk_migrations)
 
 
 @router.get("/metrics", include_in_schema=False, url_name="metrics")
 async def read_metrics(request: HttpRequest) -> HttpResponse:
-    """Return the metrics to a client that sends METRICS_TOKEN; if it is not set, only to clients on loopback.
+    """Return the metrics in the format of Prometheus. If METRICS_TOKEN is set, the client must send this token.
 
-    A request that a proxy forwards does not count as loopback, unless a trusted proxy names a loopback client.
+    If METRICS_TOKEN is not set, only clients on loopback get the metrics, and only with the embedded database. All
+    other clients get 404. If a proxy forwards the request, the proxy must be in TRUSTED_PROXIES and name a client on
+    loopback.
     """
     if refusal := _refuse_metrics(request):
         return refusal.response()
@@ -195,7 +204,11 @@ def _refuse_metrics(request: HttpRequest) -> Problem | None:
 
 
 def _is_local(request: HttpRequest) -> bool:
-    """Return whether the client is on this machine. A proxy on this machine is not the client."""
+    """Return whether the client is on this machine.
+
+    The request must come from loopback, and no proxy may have forwarded it. If a trusted proxy forwarded the request,
+    the proxy must name a client on loopback.
+    """
     named_by_a_trusted_proxy = request_facts.of(request.scope).is_forwarded  # type: ignore[attr-defined]
     forwarded = any(name in request.headers for name in FORWARDING)
     return addresses.is_loopback(request.META["REMOTE_ADDR"]) and (named_by_a_trusted_proxy or not forwarded)

@@ -1,4 +1,4 @@
-"""The endpoints of the admin API for the whole fleet: the summary, push health, and the audit."""
+"""The endpoints of the admin API about the whole fleet: the summary, the push health and the audit."""
 
 from django.http import HttpRequest, HttpResponse
 from ninja import Query
@@ -17,27 +17,27 @@ router = AdminRouter(tags=["fleet"])
 
 @router.get("/summary", response=Summary, url_name="summary")
 async def summary(request: HttpRequest) -> HttpResponse:
-    """Count the fleet: devices by presence, open deliveries, and the last hour's pushes by FCM code."""
+    """Count the devices by presence, the open deliveries, and the last hour's pushes by the answer of FCM."""
     return respond(await run_in_db_thread(fleet_summary.summary))
 
 
 @router.get("/push-health", response=PushHealthList, url_name="push-health")
 async def list_push_health(request: HttpRequest, query: Query[PushHealthQuery]) -> HttpResponse:
-    """Count pushes and their results by model, manufacturer, os_version or agent_version (by default, of the last day).
+    """Count the pushes and their results by model, manufacturer, os_version or agent_version.
 
-    Compare `answered_by_heartbeat` with `answered_by_push`: where pushes do not wake the phone, heartbeats deliver the
-    commands. A push that FCM accepted may still not arrive.
+    The default for `since` is a day ago. Compare `answered_by_heartbeat` with `answered_by_push`. If pushes do not wake
+    a phone, the phone gets its commands by heartbeat. A push that FCM accepted may still not arrive.
     """
     return respond(await run_in_db_thread(push_health.list_health, query.by, query.since))
 
 
 @router.get("/audit", response=AuditPage, url_name="audit")
 async def list_audit(request: HttpRequest, query: Query[AuditQuery]) -> HttpResponse:
-    """List the signed writes, newest first: carried out, refused or failed. (Repeats and 429 have no entry.)
+    """List the audit entries, newest first. A repeat of a write, and a write that got 429, has no entry.
 
-    `summary` describes a write: `action` is the action of a command, or else what was done (`cancel`, `retire`, …);
-    `target` is as the request named it; `device_count` is the number of devices on which it was done; `dry_run` is true
-    for a dry run. `device_id` finds the entries whose path names the device, or whose command has a delivery to it. It
-    also finds refused commands and dry runs whose `device_ids` contains only this device.
+    `summary` describes the write. `action` is the action of a command, or a name such as `cancel` or `retire` for other
+    writes. `target` is the target in the request. `device_count` is the number of affected devices. `dry_run` is true
+    for a dry run. The filter `device_id` finds the entries whose path contains the device. The filter also finds the
+    entries whose command has a delivery to the device, and refused commands and dry runs for only this device.
     """
     return respond(await run_in_db_thread(queries.list_entries, query))

@@ -29,7 +29,7 @@ from nexmdm.webhooks import destinations, leases, queries, signatures
 router = AdminRouter(tags=["webhooks"])
 
 TEST_SECONDS: Final = 12
-"""The longest time that an answer waits for a test: a receiver has 10 s for its response."""
+"""How long the answer waits for the attempt of a test, in seconds. A receiver has 10 s for its response."""
 
 POLL_SECONDS: Final = 0.25
 
@@ -63,7 +63,7 @@ Tags = Annotated[
 
 
 class NewWebhook(Body):
-    """A new webhook."""
+    """The settings of a new webhook."""
 
     url: Url
     types: Types = []
@@ -72,7 +72,7 @@ class NewWebhook(Body):
 
 
 class WebhookChange(Body):
-    """The fields of a webhook that an admin may change."""
+    """The changed settings of a webhook. A setting that is not sent stays as it is."""
 
     url: Url = Field(default_factory=str)
     types: Types = []
@@ -81,17 +81,17 @@ class WebhookChange(Body):
 
 
 class ReplayFrom(Body):
-    """The place from which a webhook continues: a cursor of the event feed, `now`, or nothing (the oldest event)."""
+    """The new place of a webhook: a cursor of the event feed, `now`, or an empty text (the oldest stored event)."""
 
     after: After
 
 
 class WebhookQuery(Page, extra="forbid"):
-    """A list without filters."""
+    """A page of a list that has no filters."""
 
 
 class WebhookRow(ResponseSchema):
-    """A webhook. `why` says why it is paused; `cursor` is the place of its next event in the event feed."""
+    """A webhook. `why` is the reason why it is paused. `cursor` is the place of its next event in the event feed."""
 
     id: UUID
     url: str
@@ -105,7 +105,7 @@ class WebhookRow(ResponseSchema):
 
     @classmethod
     def of(cls, webhook: Webhook) -> "WebhookRow":
-        """Return a webhook as an answer contains it."""
+        """Return a webhook in the form of the API."""
         return cls(**_fields(webhook))
 
 
@@ -116,15 +116,15 @@ def _fields(webhook: Webhook) -> dict[str, Any]:
 
 
 class WebhookMade(WebhookRow):
-    """A new webhook with its secret, which only this answer contains."""
+    """A new webhook with its secret. Only this answer contains the secret."""
 
     secret: str = ""
 
 
 class SecretRotated(WebhookRow):
-    """A webhook with its new secret, which only this answer contains.
+    """A webhook with its new secret. Only this answer contains the new secret.
 
-    The previous secret signs too, until `previous_secret_until`.
+    Until `previous_secret_until`, requests are also signed with the previous secret.
     """
 
     secret: str = ""
@@ -132,14 +132,14 @@ class SecretRotated(WebhookRow):
 
 
 class WebhookPage(ResponseSchema):
-    """One page of webhooks."""
+    """One page of the list of webhooks."""
 
     items: list[WebhookRow]
     next_cursor: str | None
 
 
 class WebhookAttemptRow(ResponseSchema):
-    """An attempt to send an event. Without a response, `http_status` is null, and `error` says why."""
+    """An attempt to send an event. If there was no response, `http_status` is null, and `error` is the reason."""
 
     event_id: str
     type: str
@@ -151,7 +151,7 @@ class WebhookAttemptRow(ResponseSchema):
 
     @classmethod
     def of(cls, attempt: WebhookAttempt) -> "WebhookAttemptRow":
-        """Return an attempt as an answer contains it."""
+        """Return an attempt in the form of the API."""
         return cls(
             event_id=attempt.event_id,
             type=attempt.type,
@@ -164,21 +164,21 @@ class WebhookAttemptRow(ResponseSchema):
 
 
 class WebhookAttemptPage(ResponseSchema):
-    """One page of attempts."""
+    """One page of the list of attempts."""
 
     items: list[WebhookAttemptRow]
     next_cursor: str | None
 
 
 class WebhookTested(ResponseSchema):
-    """The outcome of a test. `attempt` is null if no dispatcher has sent the test within 12 s."""
+    """The result of a test. `attempt` is null if no dispatcher has sent the test within 12 s."""
 
     event_id: str
     attempt: WebhookAttemptRow | None
 
 
 def _summarize_new(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Return the host of the URL in the body. The URL itself is left out: it may contain a secret of the receiver."""
+    """Return the summary for the audit. It contains only the host of the URL: the rest may contain a secret."""
     url = (body_of(request) or {}).get("url")
     try:
         host = urlsplit(url).hostname if isinstance(url, str) else None
@@ -190,13 +190,13 @@ def _summarize_new(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
 @router.post("/webhooks", response=WebhookMade, url_name="webhooks")
 @summarized(_summarize_new)
 async def create_webhook(request: HttpRequest, body: NewWebhook) -> HttpResponse:
-    """Create a webhook, which gets the events from now on. Only this answer, and its repeat, contains the secret.
+    """Create a webhook, which gets the events from now on. The secret is only in this answer and in its repeat.
 
-    Each event is a POST of `{"type", "timestamp", "data"}`, signed by the Standard Webhooks specification: verify
-    `webhook-signature` with the secret. `data` is the event's own data with its `device_id` and `request_id`. An answer
-    with 2xx within 10 s acknowledges the event. After any other outcome the same event is sent again, with the same
-    `webhook-id`, at most an hour later. After 72 hours without an acknowledgement, the webhook is paused. Events are
-    sent in order, each at least once.
+    Each event is a POST of `{"type", "timestamp", "data"}`. `data` contains the data of the event, its `device_id` and
+    its `request_id`. The request is signed according to the Standard Webhooks specification. Check the header
+    `webhook-signature` with the secret. An answer with a status 2xx within 10 s acknowledges the event. Without an
+    acknowledgement, the event is sent again with the same `webhook-id`, after at most an hour. After 72 hours without
+    an acknowledgement, the webhook is paused. Events are sent in order, and each event at least once.
     """
 
     def work() -> WriteResult[Any]:
@@ -219,24 +219,24 @@ def _restore_first_secret(answer: dict[str, Any]) -> Mapping[str, Any]:
 
 @router.get("/webhooks", response=WebhookPage, url_name="webhooks")
 async def list_webhooks(request: HttpRequest, query: Query[WebhookQuery]) -> HttpResponse:
-    """List webhooks, newest first, without their secrets."""
+    """List the webhooks without their secrets, newest first."""
     rows, next_cursor = await run_in_db_thread(queries.webhooks, query)
     return respond(WebhookPage(items=[WebhookRow.of(row) for row in rows], next_cursor=next_cursor))
 
 
 @router.get("/webhooks/{uuid:webhook_id}", response=WebhookRow, url_name="webhook")
 async def read_webhook(request: HttpRequest, webhook_id: UUID) -> HttpResponse:
-    """Read one webhook, without its secret."""
+    """Return one webhook without its secret."""
     return respond(WebhookRow.of(await run_in_db_thread(queries.webhook, webhook_id)))
 
 
 @router.patch("/webhooks/{uuid:webhook_id}", response=WebhookRow, url_name="webhook")
 @summarized(by_path("change_webhook", ID))
 async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookChange) -> HttpResponse:
-    """Change a webhook's URL, replace its types or tags, pause it or resume it.
+    """Change the URL, types or tags of a webhook, pause it, or resume it.
 
-    A webhook that is paused keeps its place in the event feed. When it is resumed, it continues with the next event. If
-    it was paused after 72 hours without an acknowledgement, it has 72 hours again.
+    New types or tags replace the old types or tags. A paused webhook keeps its place in the event feed. A resumed
+    webhook continues with its next event. Its 72 hours without an acknowledgement begin again.
     """
     caller = caller_of(request)
 
@@ -250,18 +250,18 @@ async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookCh
 @router.delete("/webhooks/{uuid:webhook_id}", response=WebhookRow, url_name="webhook")
 @summarized(by_path("delete_webhook", ID))
 async def delete_webhook(request: HttpRequest, webhook_id: UUID) -> HttpResponse:
-    """Delete a webhook and its attempts. The answer is the webhook as it was. A request in progress is not cut off."""
+    """Delete a webhook and its attempts. The answer contains the webhook. A running request is not interrupted."""
     return await caller_of(request).run(lambda: WriteResult(WebhookRow.of(queries.delete(webhook_id))))
 
 
 @router.post("/webhooks/{uuid:webhook_id}/replay", response=WebhookRow, url_name="replay-webhook")
 @summarized(by_path("replay_webhook", ID))
 async def replay_webhook(request: HttpRequest, webhook_id: UUID, body: ReplayFrom) -> HttpResponse:
-    """Move a webhook to another place of the event feed.
+    """Move a webhook to another place in the event feed.
 
-    The webhook gets all events after that place, even those that it has already got. `after` is a cursor of `GET
-    /admin/events`, `now`, or an empty text (from the oldest event on). A later place skips events. A webhook that is
-    paused stays paused.
+    `after` is a cursor of `GET /admin/events`, `now`, or an empty text for the oldest stored event. The webhook gets
+    all events after this place. An earlier place repeats events that the webhook has already got. A later place skips
+    events. A paused webhook stays paused.
     """
 
     def work() -> WriteResult[Any]:
@@ -273,10 +273,10 @@ async def replay_webhook(request: HttpRequest, webhook_id: UUID, body: ReplayFro
 @router.post("/webhooks/{uuid:webhook_id}/rotate-secret", response=SecretRotated, url_name="rotate-webhook-secret")
 @summarized(by_path("rotate_webhook_secret", ID))
 async def rotate_webhook_secret(request: HttpRequest, webhook_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Give a webhook a new secret. For 24 hours the previous secret signs too: each request has both signatures.
+    """Give a webhook a new secret. The new secret is only in this answer and in its repeat.
 
-    Only this answer, and its repeat, contains the new secret. After another rotation within these hours, only the
-    newest secret and the secret before it sign.
+    For 24 hours, each request has two signatures: with the new and with the previous secret. If you rotate again within
+    these hours, each request is signed with the two newest secrets.
     """
 
     def work() -> WriteResult[Any]:
@@ -297,11 +297,11 @@ def _newest_secret(webhook: Webhook) -> str:
 
 
 def _restore_newest_secret(answer: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the secret of a rotation again, unless the secret was rotated again since then."""
     try:
         webhook = queries.webhook(UUID(answer["id"]))
     except queries.UnknownWebhook:
         return {}
+    # A later rotation has changed this time.
     is_newest = answer["previous_secret_until"] == rfc3339(_previous_until(webhook))
     return {"secret": _newest_secret(webhook)} if is_newest else {}
 
@@ -309,10 +309,11 @@ def _restore_newest_secret(answer: dict[str, Any]) -> Mapping[str, Any]:
 @router.post("/webhooks/{uuid:webhook_id}/test", response=WebhookTested, url_name="test-webhook")
 @summarized(by_path("test_webhook", ID))
 async def send_webhook_test(request: HttpRequest, webhook_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Let a dispatcher send one event of the type `webhook.test`, also if the webhook is paused or waits for a retry.
+    """Send one event of the type `webhook.test` to a webhook.
 
-    The answer waits up to 12 s for the attempt. If `attempt` is null, no dispatcher has sent the test yet: see
-    `GET …/attempts` later. The test is sent once, whatever its outcome, and changes nothing else.
+    A dispatcher sends the test even if the webhook is paused or waits for a retry. The answer waits up to 12 s for the
+    attempt. If `attempt` is null, no dispatcher has sent the test yet. In this case, read `GET …/attempts` later. The
+    test is sent only once, and does not change the state of the webhook.
     """
 
     def work() -> WriteResult[Any]:
@@ -326,7 +327,6 @@ async def send_webhook_test(request: HttpRequest, webhook_id: UUID, body: EmptyB
 
 
 async def _attempted(webhook_id: UUID, event_id: str) -> WebhookAttemptRow | None:
-    """Wait for the attempt of a test while a dispatcher runs."""
     until = time.monotonic() + TEST_SECONDS
     while True:
         found, is_served = await run_in_db_thread(_look, webhook_id, event_id)
@@ -344,6 +344,6 @@ def _look(webhook_id: UUID, event_id: str) -> tuple[WebhookAttempt | None, bool]
 
 @router.get("/webhooks/{uuid:webhook_id}/attempts", response=WebhookAttemptPage, url_name="webhook-attempts")
 async def list_webhook_attempts(request: HttpRequest, webhook_id: UUID, query: Query[WebhookQuery]) -> HttpResponse:
-    """List the attempts of a webhook, newest first. The newest 1,000 are kept, but no longer than events are."""
+    """List the newest 1,000 attempts of a webhook, newest first. They are stored for `EVENT_RETENTION_DAYS` at most."""
     rows, next_cursor = await run_in_db_thread(queries.attempts, webhook_id, query)
     return respond(WebhookAttemptPage(items=[WebhookAttemptRow.of(row) for row in rows], next_cursor=next_cursor))

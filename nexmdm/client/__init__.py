@@ -1,1 +1,1 @@
-"""The command-line client for admins, and the simulated phone; both use only HTTP."""
+"""The command-line client for admins, and the simulated phone. Both use only HTTP."""

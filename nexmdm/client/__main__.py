@@ -1,11 +1,11 @@
-"""The start of the program `nexmdm`, also as python -m nexmdm.client."""
+"""The entry point of the program `nexmdm`, also for `python -m nexmdm.client`."""
 
 import importlib
 import signal
 
 
 def main() -> None:
-    """Import the program and run it. Ctrl-C during the import ends it without a traceback."""
+    """Import the client and run it. Ctrl-C during the import ends the process without a traceback."""
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     program = importlib.import_module("nexmdm.client.program")
     signal.signal(signal.SIGINT, handler)

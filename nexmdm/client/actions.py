@@ -1,4 +1,4 @@
-"""The actions that a server of this version knows, for the help. The client sends any other action too."""
+"""The actions of a server of this version, for help texts. The client can also send other actions."""
 
 import json
 from functools import cache
@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _FILE: Final = Path(__file__).with_name("actions.json")
-"""Written from `commands/actions.py` by `tests/client/test_actions.py`, because the client imports no server code."""
+"""Written by `tests/client/test_actions.py` from `commands/actions.py`. The client must not import server code."""
 
 _EXPIRES_IN_SECONDS: Final = 600
-"""The time to begin, in seconds, for an action that this version does not know."""
+"""The time to begin of an unknown action, in seconds."""
 
 
 class Action(NamedTuple):
-    """An action: its description, its parameters in order with their types in words, and its time to begin."""
+    """An action of the catalogue.
+
+    `parameters` maps each parameter to a description of its type. `expires_in_seconds` is the default time to begin.
+    """
 
     name: str
     description: str
@@ -28,6 +31,6 @@ def catalogue() -> dict[str, Action]:
 
 
 def expires_in_seconds(name: str) -> int:
-    """Return how long a phone has to begin an action if the command does not set it."""
+    """Return the default time to begin of an action, in seconds."""
     known = catalogue().get(name)
     return known.expires_in_seconds if known else _EXPIRES_IN_SECONDS

@@ -1,4 +1,7 @@
-"""Values of a command line. Each function parses one kind of value, and its error says what is wrong."""
+"""Parsers of command-line values.
+
+Each function parses a text into one kind of value, and raises ArgumentTypeError if the text is invalid.
+"""
 
 import json
 import re
@@ -25,7 +28,10 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def url(text: str) -> str:
-    """Return a server's address."""
+    """Return the address of a server unchanged.
+
+    It must be an http or https URL without a path, because a path would change the signed target.
+    """
     try:
         parsed = urlsplit(text)
         port = parsed.port
@@ -39,14 +45,14 @@ def url(text: str) -> str:
 
 
 def tag(text: str) -> str:
-    """Return a tag, which is part of a path."""
+    """Return a tag unchanged."""
     if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", text):
         raise ArgumentTypeError(f"{text!r} is not a tag, which has up to 64 letters, digits and . _ : -")
     return text
 
 
 class Target(NamedTuple):
-    """The devices of a command: all of them, those with any of these tags, or those with these names."""
+    """The target of a command: every device, devices with one of the tags, or the named devices."""
 
     everything: bool
     tags: tuple[str, ...]
@@ -54,7 +60,7 @@ class Target(NamedTuple):
 
 
 def target(text: str) -> Target:
-    """Return the target of a command."""
+    """Return the target of a command. The forms of the text are in TARGET."""
     if text.startswith(LITERAL) and text != LITERAL:
         return Target(everything=False, tags=(), names=(text,))
     words = [word.strip() for word in text.split(",") if word.strip()]
@@ -67,7 +73,7 @@ def target(text: str) -> Target:
 
 
 class Param(NamedTuple):
-    """A parameter of a command, with its parsed value and its text."""
+    """A parameter of a command. `text` is the value as it was typed."""
 
     name: str
     value: Any
@@ -75,7 +81,7 @@ class Param(NamedTuple):
 
 
 def param(text: str) -> Param:
-    """Return a parameter. The value is read as JSON if it is JSON, else as text."""
+    """Return a parameter from `name=value`. The value is parsed as JSON, or is a text if it is not JSON."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ArgumentTypeError("must look like name=value")
@@ -90,7 +96,7 @@ def _not_json(text: str) -> Any:
 
 
 def seconds(text: str) -> int:
-    """Return a length of time, in seconds."""
+    """Return a duration in seconds. The units are s, m, h and d. A number without a unit means seconds."""
     found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
     if found is None:
         raise ArgumentTypeError("must look like 600, 10m, 12h or 7d")
@@ -98,7 +104,7 @@ def seconds(text: str) -> int:
 
 
 def moment(text: str) -> str:
-    """Return a time in the form of the API, from a time in a form of nexmdm/client/times.py."""
+    """Return a time in the form of the API. nexmdm/client/times.py has the forms of the text."""
     try:
         return times.moment(text)
     except ValueError as error:
@@ -106,28 +112,31 @@ def moment(text: str) -> str:
 
 
 def positive(text: str) -> int:
-    """Return a whole number of at least 1."""
+    """Return an integer of at least 1."""
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise ArgumentTypeError("must be a whole number, at least 1")
     return int(text)
 
 
 def method(text: str) -> str:
-    """Return an HTTP method."""
+    """Return the name of an HTTP method in upper case."""
     if not re.fullmatch(r"[A-Za-z]+", text):
         raise ArgumentTypeError("must be GET, POST or PATCH")
     return text.upper()
 
 
 def path(text: str) -> str:
-    """Return a request target, in the form that is signed."""
+    """Return a request target: a path, possibly with a query.
+
+    It must be percent-encoded, because it is signed and sent unchanged.
+    """
     if not re.fullmatch(r"/[!-\"$-~]*", text):
         raise ArgumentTypeError("must begin with / and be percent-encoded")
     return text.removesuffix("?")
 
 
 class Content(NamedTuple):
-    """The body of a request, and the name of its file."""
+    """The body of a request, and the name of the file that contains it."""
 
     name: str
     body: bytes
@@ -137,7 +146,7 @@ NO_BODY: Final = Content("", b"")
 
 
 def content(name: str) -> Content:
-    """Return the content of a file."""
+    """Return the content of a file. The name `-` means standard input."""
     try:
         return Content(name, sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes())
     except OSError as error:
@@ -145,14 +154,14 @@ def content(name: str) -> Content:
 
 
 class Value(click.ParamType[Any]):
-    """A type for click, made from a function of this module."""
+    """A parameter type of click that calls a parser function."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value. A value that is not a text was parsed already."""
+        """Return the parsed value. A value that is not a string is already parsed."""
         if not isinstance(value, str):
             return value
         try:

@@ -1,4 +1,4 @@
-"""The display of answers: tables for people, plain text in a pipe, JSON, YAML or CSV for scripts."""
+"""The output of the client: tables and text for people; JSON, YAML and CSV for scripts."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ from nexmdm.client.rows import Columns
 Json = dict[str, Any]
 Format = Literal["table", "wide", "json", "csv", "yaml"]
 PEOPLE: Final = ("table", "wide")
-"""The forms for people."""
+"""The formats that are for people and not for scripts."""
 
 NOTHING: Final = "-"
 FREE_TEXT: Final = ("note", "reason", "detail", "tags", "path", "label", "target")
-"""The columns that may be folded onto several lines. An id or a name is never folded, so that it can be copied."""
+"""The columns whose text may be wrapped. An id or a name is never wrapped, so that an admin can copy it."""
 
 NARROWEST_FREE_TEXT: Final = 20
 WIDEST_WORD: Final = 37
-"""A word of a free text may be cut if it has more characters. An id with a comma has 37 characters."""
+"""Words up to this length are never cut in a wrapped column. An id with a comma has 37 characters."""
 
 _GAP: Final = 2
 _COLOURED: Final = ("state", "outcome", "presence", "push", "status", "code")
@@ -37,26 +37,29 @@ _COLOURS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("failed", "expired", "dead", "revoked"), "red"),
     **dict.fromkeys(("cancelled", "completed", "exhausted", "never", "none", "retired", NOTHING), "dim"),
 }
-"""The style of each word in a coloured field. An HTTP status or a code that is not here has the style of an error."""
+"""The style of each value in a coloured column. An HTTP status or a code without an entry is red."""
 
 _FRACTION: Final = re.compile(r"\.\d+Z$")
 _SHOWN_WHILE_WAITING: Final = ("received", "succeeded", "failed", "expired", "cancelled")
 _IN_STEP: Final = 2.0
 _AT_LENGTH: Final = 30.0
 _TOP_LEFT: Final = "\x1b[H\x1b[J"
-"""Clears a terminal's screen."""
+"""The escape codes that clear the screen of a terminal."""
 
 
 class _Output(Console):
-    """A console that raises BrokenPipeError to its caller. rich's own would end the program."""
+    """A console that raises BrokenPipeError. The console of rich would end the program instead."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Raise the error, as an output that is not a console does."""
+        """Raise BrokenPipeError."""
         raise BrokenPipeError
 
 
 class Terminal:
-    """The output of a call: `out` for answers, `err` for everything else, and the form of the answers."""
+    """The output of one call of the client.
+
+    Answers go to `out`, and all other messages to `err`. `form` is the format of answers.
+    """
 
     def __init__(self, out: IO[str], err: IO[str], form: Format = "table") -> None:
         self.out = out
@@ -66,15 +69,15 @@ class Terminal:
 
     @property
     def is_structured(self) -> bool:
-        """Whether answers are printed for scripts, with the fields of the API."""
+        """Whether answers are JSON or YAML, with the field names of the API."""
         return self.form in ("json", "yaml")
 
     def clear(self) -> None:
-        """On a terminal, clear the screen for the next answer."""
+        """Clear the screen before the next answer, if `out` is a terminal."""
         self._clears = self.out.isatty()
 
     def value(self, value: Any) -> None:
-        """Print a value of the API: as YAML if the chosen form is YAML, else as JSON."""
+        """Print a value of the API as YAML if the format is YAML, and as JSON for all other formats."""
         self.line(formats.to_yaml(value) if self.form == "yaml" else formats.to_json(value))
 
     def line(self, text: str) -> None:
@@ -83,7 +86,7 @@ class Terminal:
         self.out.write(text + "\n")
 
     def styled(self, text: Text) -> None:
-        """Print one line of an answer, in colours on a terminal."""
+        """Print one line of an answer. It is coloured if `out` is a terminal."""
         if not self.out.isatty():
             self.line(text.plain)
             return
@@ -91,15 +94,15 @@ class Terminal:
         self._console().print(text, soft_wrap=True)
 
     def hint(self, text: str) -> None:
-        """Show a message that is not part of the answer."""
+        """Print a message that is not part of the answer, on `err`."""
         self.err.write(printable(text) + "\n")
 
     def complain(self, text: str) -> None:
-        """Show an error."""
+        """Print an error message on `err`. It may have several lines."""
         self.err.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
     def fields(self, row: Json) -> None:
-        """Print one row: a line for each field, or in the form for scripts."""
+        """Print one object of the API. For people, each field is a line."""
         if self.is_structured:
             self.value(row)
             return
@@ -114,7 +117,11 @@ class Terminal:
             console.print(line, soft_wrap=True)
 
     def table(self, columns: Columns, rows: Sequence[Json]) -> None:
-        """Print rows under headings: framed on a terminal, in columns of plain text elsewhere, or as CSV."""
+        """Print `rows` with the headings of `columns`.
+
+        On a terminal, the output is a table with a line under the headings. In the format CSV, the output is CSV. In
+        all other cases, the output is plain text in columns.
+        """
         names = columns.shown if self.form == "table" else columns.shown + columns.more
         if self.form == "csv":
             self.line(formats.to_csv(names, ([_cell(name, columns.of(row, name)) for name in names] for row in rows)))
@@ -133,7 +140,7 @@ class Terminal:
         columns = zip(names, *cells, strict=True)
         widths = [max(map(cell_len, column)) if self.form == "wide" else _least_width(*column) for column in columns]
         ends = list(accumulate(widths, lambda end, width: end + _GAP + width))
-        # A line may be longer than the terminal, because an id must not be cut.
+        # The table may be wider than the terminal, because an id must not be cut.
         console.width = max(console.width, ends[-1] if self.form == "wide" else widths[0])
         fitting = [name for name, end in zip(names, ends, strict=True) if end <= console.width]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
@@ -156,21 +163,20 @@ class Terminal:
 
 
 def _cell(name: str, value: Any) -> str:
-    """Return a field's value in CSV. A missing value becomes an empty text."""
     return "" if value is None else _readable(name, value)
 
 
 def _least_width(name: str, *cells: str) -> int:
     if name not in FREE_TEXT:
         return max(map(cell_len, (name, *cells)))
-    # An id in a text must not be cut either.
+    # An id inside a text must not be cut.
     longest_word = max(cell_len(word) for text in (name, *cells) for word in (text.split() or [""]))
     widest = max(map(cell_len, (name, *cells)))
     return min(widest, max(NARROWEST_FREE_TEXT, min(longest_word, WIDEST_WORD)))
 
 
 def style_of(text: str) -> str:
-    """Return the style of a text that may begin with the name of a state."""
+    """Return the style of a text. The text may begin with the name of a state."""
     return _COLOURS.get(text.partition(",")[0].partition(":")[0], "")
 
 
@@ -182,9 +188,10 @@ def _painted(name: str, text: str) -> Text:
 
 @contextmanager
 def progress(device_count: int) -> Iterator[tuple[float, Callable[[Json], None]]]:
-    """Show the progress of a command, if stderr is a terminal.
+    """Show the progress of a command while this context is open, if stderr is a terminal.
 
-    Yields the interval between two readings of the command, in seconds, and a function to call with each reading.
+    The context yields a time in seconds and a function. Read the command again after this time, and call the function
+    with each reading.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -206,21 +213,24 @@ def _so_far(counts: Mapping[str, int]) -> str:
 
 
 def _nobody(command: Json) -> None:
-    """Ignore a reading."""
+    """Do nothing."""
 
 
 def open_deliveries(command: Json) -> int:
-    """Return how many deliveries of a command wait for their result."""
+    """Return the number of open deliveries of a command."""
     return int(command["counts"]["pending"]) + int(command["counts"]["received"])
 
 
 def printable(text: str) -> str:
-    """Return text without control characters. Phones choose names and messages, which could control a terminal."""
+    """Return `text` with each control character replaced.
+
+    Phones choose names and messages. Control characters in them could change the terminal of an admin.
+    """
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def shown(name: str, value: Any) -> str:
-    """Return a field's value for people. Times (`at`, and names that end in `_at`) have no fractions of seconds."""
+    """Return the value of the field `name` for people. Times have no fractions of seconds."""
     return _readable(name, value) or NOTHING
 
 

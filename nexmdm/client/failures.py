@@ -1,4 +1,4 @@
-"""Failures of a call: the exit status and the message of each."""
+"""The failures of a call: the exit status and the message of each failure."""
 
 import json
 import re
@@ -24,25 +24,25 @@ _ADVICE: Final[Mapping[str, str]] = {
     "Read the present state with `{program} devices` and `{program} commands`.",
     "not_found": "`{program} devices` and `{program} commands` list the ids.",
 }
-"""Advice on a refusal, if its own text does not say what to do."""
+"""The advice for each code of a refusal whose own text does not contain the remedy."""
 
 _CHOICES: Final = re.compile(r"must be one of ([\w, ]+)")
 
 
 class NotConfirmed(Exception):
-    """The admin did not confirm: the answer was not the number of devices."""
+    """The admin did not confirm a command."""
 
 
 class Unfulfilled(Exception):
-    """A verb could not do a part of what was asked. The text says why, and what to do."""
+    """A verb could not do a part of its work. The message contains the reason and the remedy."""
 
 
 class ConfirmationRequired(Exception):
-    """The client cannot ask for confirmation, because there is no terminal. The text names `--yes`."""
+    """There is no terminal to ask for confirmation. The message names the option `--yes`."""
 
 
 def outcome(session: Session, run: Callable[[], int]) -> int:
-    """Run a verb and return the exit status. Show an error if it failed."""
+    """Call `run`, and return the exit status. Print a message if `run` raised an error."""
     complain = session.terminal.complain
     try:
         status = run()
@@ -92,7 +92,10 @@ def _refusal(refused: Refused, session: Session) -> str:
 
 
 def _meant_action(refused: Refused, given: str | None) -> str:
-    """Return the question for a misspelled action. It uses the server's own list, because the server may be newer."""
+    """Return a question with similar names if the action of the command was misspelled.
+
+    The names come from the refusal, because a newer server may have more actions.
+    """
     for error in refused.errors:
         if given and error["loc"] == ["body", "action"] and (found := _CHOICES.search(str(error["msg"]))):
             return did_you_mean(given, found[1].split(", ")).strip()
@@ -100,7 +103,7 @@ def _meant_action(refused: Refused, given: str | None) -> str:
 
 
 def _as_text(refused: Refused, given: Mapping[str, Any]) -> Iterator[str]:
-    """Return advice if a value was read as JSON and the server refused it because it requires a text."""
+    """Yield advice for each parameter that the client sent as another JSON type, but that must be a text."""
     no_text = [error["loc"][-1:] for error in refused.errors if "string" in str(error["msg"])]
     for param in given.get("param") or ():
         if [param.name] in no_text and not isinstance(param.value, str):

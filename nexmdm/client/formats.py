@@ -1,4 +1,4 @@
-"""The machine-readable forms of an answer: JSON, YAML and CSV."""
+"""Answers in formats for scripts: JSON, YAML and CSV. No text has a newline at its end."""
 
 import csv
 import importlib
@@ -12,21 +12,21 @@ FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "�
 
 
 def to_json(value: Any) -> str:
-    """Return a value as JSON, without a newline at its end."""
+    """Return a value as JSON."""
     return json.dumps(value, indent=2)
 
 
 def to_yaml(value: Any) -> str:
-    """Return a value as YAML, in the order of its fields, without a newline at its end."""
+    """Return a value as YAML. The fields keep their order."""
     # Imported here, because most calls do not need it.
     text: str = importlib.import_module("yaml").safe_dump(value, sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n")
 
 
 def to_csv(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return rows as CSV, without a newline at its end.
+    """Return rows as CSV.
 
-    A cell that a spreadsheet would calculate gets an apostrophe in front.
+    A cell that begins with a character of FORMULA gets an apostrophe in front of it.
     """
     lines = io.StringIO(newline="")
     writer = csv.writer(lines, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""An admin's HTTP client. It signs each request, and a refusal contains the text of the server's problem."""
+"""The HTTP client of an admin, which signs each request."""
 
 import json
 import re
@@ -19,36 +19,36 @@ Json = dict[str, Any]
 
 ANSWER_SECONDS: Final = 30
 LONGEST_WAIT_SECONDS: Final = 30
-"""The longest `wait_seconds` of one request, in seconds."""
+"""The largest `wait_seconds` of one request."""
 
 PAGE: Final = 500
 PAUSES_SECONDS: Final = (0.5, 2.0)
-"""The pause before each repeat of a write whose answer was lost, in seconds. There are as many repeats as pauses."""
+"""The pauses before the repeats of a write without an answer, in seconds. There is one repeat for each pause."""
 
 AGAIN_SECONDS: Final = 1.0
-"""While the client waits for a command: the pause after a request that got no answer, in seconds."""
+"""The pause before a read is repeated, in seconds, if the server named no pause."""
 
 _LOOPBACK: Final = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 _LONGEST_TARGET: Final = 16_384
-"""The most characters of path and query. A NexMDM server refuses longer headers."""
+"""The largest length of path and query in characters. A NexMDM server refuses longer headers."""
 
 _SHOWN_OF_A_STRANGER: Final = 200
 _OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
-"""The codes (of 4xx) with which the answer to a repeat does not show whether the write was carried out."""
+"""The codes of a refused repeat that leave open whether the first write was carried out."""
 
 _AWAY: Final = (502, 503, 504)
 
 
 def on_loopback(url: str) -> bool:
-    """Return whether requests to this address stay on this machine."""
+    """Return whether the host of a URL is this machine."""
     return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
 
 
 class Refused(Exception):
-    """The server answered, but not with 200.
+    """The server answered with an error, or did not answer as NexMDM.
 
-    `code` is empty if the answer is not from NexMDM. `clock_ahead_seconds` is how far the server's clock is ahead of
-    ours, if its answer has a time.
+    `code` is empty if the answer is not from NexMDM. `clock_ahead_seconds` is the server's time minus the time of this
+    machine. It is None if the answer has no time.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Refused(Exception):
 
 
 class Unreachable(Exception):
-    """The server gave no answer; `perhaps_done`: the request may have reached it.
+    """The server did not answer.
 
-    `advice` says what to do, if that is known.
+    `perhaps_done` is true if the server may have carried out a write. `advice` is the remedy, or an empty string.
     """
 
     def __init__(self, reason: str, *, perhaps_done: bool, advice: str = "") -> None:
@@ -81,11 +81,15 @@ class Unreachable(Exception):
 
 
 class UnsendableTarget(Exception):
-    """A path with its query cannot be sent. The text says why."""
+    """A path with its query cannot be sent. The message contains the reason."""
 
 
 class FleetClient:
-    """The client of one server, for one admin. Every method raises Refused and Unreachable."""
+    """The HTTP client for one server and one admin.
+
+    Every method that sends a request raises Refused or Unreachable if there is no answer with status 200. The method
+    raises UnsendableTarget if the path or the query cannot be sent.
+    """
 
     def __init__(
         self,
@@ -99,10 +103,13 @@ class FleetClient:
         repeats: bool = False,
         answer_seconds: float = LONGEST_WAIT_SECONDS + ANSWER_SECONDS,
     ) -> None:
-        """Store the address and the admin.
+        """Store the server and the secrets. No request is sent.
 
-        `host` is the Host header, if it is not the name in the URL. With `repeats`, a write whose answer was lost is
-        sent again a few times under the same Idempotency-Key, and the server carries it out once.
+        - `host`: the Host header, or None for the host in `url`.
+        - `clock`: returns the present time in Unix seconds.
+        - `repeats`: whether to repeat a write without an answer. A repeat has the same idempotency key, so the server
+          carries out the write only once.
+        - `answer_seconds`: the longest time to wait for each part of an answer.
         """
         self.url = url.rstrip("/")
         self._key = key
@@ -126,29 +133,29 @@ class FleetClient:
         self._transport.close()
 
     def get(self, path: str, **query: Any) -> Json:
-        """Read a resource; queries that are None are left out."""
+        """Send a GET. Parameters of the query that are None are left out."""
         given = {name: value for name, value in query.items() if value is not None}
         return self.call("GET", path, query=given)
 
     def post(self, path: str, body: Json | None = None) -> Json:
-        """Carry out a write, under a new Idempotency-Key."""
+        """Send a POST with a new idempotency key."""
         return self.call("POST", path, content=b"" if body is None else json.dumps(body).encode())
 
     def patch(self, path: str, body: Json) -> Json:
-        """Change a resource, under a new Idempotency-Key."""
+        """Send a PATCH with a new idempotency key."""
         return self.call("PATCH", path, content=json.dumps(body).encode())
 
     def delete(self, path: str) -> Json:
-        """Delete a resource, under a new Idempotency-Key."""
+        """Send a DELETE with a new idempotency key."""
         return self.call("DELETE", path)
 
     def items(self, path: str, limit: int, **query: Any) -> tuple[list[Json], bool]:
-        """Return the first `limit` rows of a list, from as many pages as necessary, and whether there are more."""
+        """Return the first `limit` rows of a list, and whether the list has more rows."""
         rows = list(islice(self.rows(path, min(limit + 1, PAGE), **query), limit + 1))
         return rows[:limit], len(rows) > limit
 
     def rows(self, path: str, page: int, **query: Any) -> Iterator[Json]:
-        """Yield the rows of a list, `page` of them with each request."""
+        """Yield all rows of a list. Each request reads `page` rows."""
         cursor = None
         while True:
             answer = self.get(path, limit=page, cursor=cursor, **query)
@@ -158,14 +165,14 @@ class FleetClient:
                 return
 
     def command(self, request_id: str) -> Json:
-        """Read a command."""
+        """Return a command."""
         return self.get(f"/admin/commands/{request_id}")
 
     def wait(self, request_id: str, seconds: float, *, step: float, watch: Callable[[Json], None]) -> Json:
-        """Return the command when none of its deliveries is open any more, or as it is after `seconds`.
+        """Wait until a command is no longer open, for at most `seconds`. Return the command.
 
-        `watch` is called with the command at least every `step` seconds. If the server is busy or gives no answer, the
-        request is repeated while there is time.
+        `watch` is called with the command at least every `step` seconds. If a request fails and a repeat can help, the
+        request is repeated until the time is over.
         """
         until = time.monotonic() + seconds
         while True:
@@ -183,7 +190,10 @@ class FleetClient:
                 return command
 
     def sign(self, method: str, target: str, body: bytes, *, idempotency_key: str | None = None) -> dict[str, str]:
-        """Return the headers that sign a request: a target as it is sent, and for a write a new Idempotency-Key."""
+        """Return the headers that sign a request.
+
+        `target` is the path with its query, exactly as it is sent. Without `idempotency_key`, a write gets a new key.
+        """
         if idempotency_key is None:
             idempotency_key = _new_key(method)
         return signing.headers(
@@ -197,7 +207,7 @@ class FleetClient:
         )
 
     def call(self, method: str, path: str, *, query: Json | None = None, content: bytes = b"") -> Json:
-        """Send any request. `path` may contain a query, and `content` is JSON."""
+        """Send a request, and return the answer. `path` may contain a query. `content` is JSON."""
         target = _target(path, query)
         key = _new_key(method)
         try:
@@ -208,7 +218,10 @@ class FleetClient:
             return self._repeat(method, target, content, key, lost)
 
     def _repeat(self, method: str, target: str, content: bytes, idempotency_key: str, lost: Unreachable) -> Json:
-        """Repeat a write whose answer was lost, until an answer shows whether it was carried out."""
+        """Repeat a write until an answer shows whether it was carried out.
+
+        Raises `lost` if no answer shows this.
+        """
         for pause in self._pauses:
             time.sleep(pause)
             try:
@@ -234,7 +247,7 @@ class FleetClient:
 
 
 def _target(path: str, query: Json | None) -> str:
-    """Return path and query in the form that is signed and sent. Raises UnsendableTarget."""
+    """Return the path with its query. Raises UnsendableTarget if it is too long or is not UTF-8."""
     try:
         target = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
     except UnicodeEncodeError as error:
@@ -249,7 +262,7 @@ def _new_key(method: str) -> str:
 
 
 def pause_before_repeat(trouble: Refused | Unreachable) -> float | None:
-    """Return the seconds to wait before a read is repeated, or None if a repeat would get the same answer."""
+    """Return the seconds to wait before a read is repeated. Return None if a repeat cannot help."""
     if isinstance(trouble, Unreachable):
         return AGAIN_SECONDS
     if trouble.retry_after_seconds is not None:
@@ -272,7 +285,6 @@ def _answer(response: Response) -> Json:
 
 
 def _errors(content: Any) -> list[Json]:
-    """Return the errors of a problem: each has a `loc` and a `msg`."""
     errors = content if isinstance(content, list) else []
     return [one for one in errors if isinstance(one, dict) and isinstance(one.get("loc"), list) and "msg" in one]
 
@@ -285,7 +297,6 @@ def _clock_ahead(response: Response) -> float | None:
 
 
 def _json(response: Response) -> Json:
-    """Return an answer's object, or an empty one if the answer has none."""
     try:
         content = json.loads(response.content)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Names of devices and commands: an alias, a hardware id, the start of an id, or `@last`."""
+"""The names that an admin can use for devices, commands and enrollment tokens."""
 
 import re
 import string
@@ -17,13 +17,13 @@ from nexmdm.client.suggestions import did_you_mean, fold
 Json = dict[str, Any]
 
 MOST_LOOKED_AT: Final = 20_000
-"""The largest number of devices, and of commands, that the client compares with a name."""
+"""The largest number of rows of a list that the client compares with a name."""
 
 MOST_READ: Final = 20
-"""The most devices that are read one by one."""
+"""The largest number of devices that are read with a separate request each."""
 
 LOST: Final = "lost: "
-"""The beginning of the note on the commands of `lost`; the alias of the phone follows."""
+"""The start of the note that `lost` stores with its commands. The alias of the phone follows."""
 
 SHOWN: Final = 10
 _LONGEST: Final = 128
@@ -32,17 +32,17 @@ _TOKEN: Final = re.compile(r"nxe_([0-9A-Za-z]{22})_[0-9A-Za-z]{49}")
 _DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _ID_BITS: Final = 128
 _TIME_DIGITS: Final = 12
-"""The first 48 bits of a UUIDv7 are its time in milliseconds (RFC 9562, section 5.7)."""
+"""The number of hexadecimal digits of the time in a UUIDv7. The time is in ms (RFC 9562, section 5.7)."""
 
 
 class NotFound(Exception):
-    """No device or command has this name, or several have it. The text lists candidates."""
+    """No row has this name, or several rows have it. The message lists similar names or these rows."""
 
 
 class Names:
-    """Finds devices, commands and enrollment tokens of a server by name.
+    """A finder of devices, commands and enrollment tokens by name.
 
-    Its methods raise NotFound, Refused and Unreachable.
+    The methods that find something raise NotFound, Refused or Unreachable.
     """
 
     def __init__(self, client: FleetClient, memory: Memory) -> None:
@@ -51,23 +51,26 @@ class Names:
         self._used: dict[Kind, str] = {}
 
     def use(self, kind: Kind, identifier: str) -> str:
-        """Return the id; keep() then stores it as `@last`."""
+        """Return `identifier`. The next call of keep() stores `identifier` as `@last`."""
         self._used[kind] = identifier
         return identifier
 
     def keep(self) -> None:
-        """Store the ids for `@last`."""
+        """Store the ids of use() as `@last`, for later calls of the client."""
         self._memory.remember(self._used)
 
     def device(self, name: str) -> Json:
-        """Return the device with this name. A device that is named by its whole id has only its id."""
+        """Return the device with this name: an alias, a hardware id, a device id or its start, or `@last`.
+
+        If the name is a complete device id, the row contains only `device_id`.
+        """
         found = self._last("device") if name == LAST else name
         row = {"device_id": found.lower()} if IDENTIFIER.fullmatch(found) else self._search(found)
         self.use("device", row["device_id"])
         return row
 
     def devices(self, names: Iterable[str]) -> list[Json]:
-        """Return the devices with these names, each once."""
+        """Return the devices with these names, without duplicates."""
         found = {row["device_id"]: row for row in map(self.device, names)}
         return list(found.values())
 
@@ -76,30 +79,34 @@ class Names:
         return str(self.device(name)["device_id"])
 
     def of_devices(self, device_ids: Collection[str]) -> dict[str, str]:
-        """Return the alias of each device, or else its hardware id, by device id; some may be left out.
+        """Return the alias or the hardware id of each device, by device id.
 
-        The newest devices are read with one request, and a few others one by one.
+        The newest devices are read with one request. Up to MOST_READ other devices are read with a separate request
+        each. A device that is not found is left out.
         """
         if not device_ids:
             return {}
         rows, _ = self._client.items("/admin/devices", PAGE)
         found = {row["device_id"]: row["alias"] or row["hardware_id"] for row in rows}
         for device_id in [one for one in device_ids if one not in found][:MOST_READ]:
-            # A refused request may have named a device that does not exist.
+            # The device may not exist.
             with suppress(Refused):
                 row = self._client.get(f"/admin/devices/{device_id}")
                 found[device_id] = row["alias"] or row["hardware_id"]
         return found
 
     def command_id(self, name: str) -> str:
-        """Return the id of the command with this name."""
+        """Return the id of the command with this name: an id, the start of an id, or `@last`."""
         found = self._last("command") if name == LAST else name.lower()
         if not IDENTIFIER.fullmatch(found):
             found = self._command_that_begins_with(found)
         return self.use("command", found)
 
     def token_id(self, name: str) -> str:
-        """Return the id of the enrollment token with this label, id, start of an id, or text."""
+        """Return the id of an enrollment token.
+
+        `name` is the label, the id, the start of the id, or the enrollment token itself.
+        """
         if IDENTIFIER.fullmatch(name):
             return name.lower()
         if contained := _id_in_token(name):
@@ -149,9 +156,9 @@ class Names:
         return f" Devices with this text in their names:\n{_listed(found)}" if found else ""
 
     def _lost(self, alias: str) -> str:
-        """Return a sentence on the lost phone that had this alias, and how to name it now.
+        """Return a sentence about the lost phone that had this alias. The sentence contains the device id.
 
-        Without such a phone, it is empty.
+        Return an empty string if there is no lost phone with this alias.
         """
         for row in self._client.items("/admin/commands", PAGE, action="wipe")[0]:
             if fold(row["note"]) == fold(LOST + alias) and (device_ids := row["target"].get("device_ids")):
@@ -175,9 +182,9 @@ class Names:
         raise NotFound("\n".join([f"{len(found)} ids of commands begin with {start!r}:", *listed, *_rest(found)]))
 
     def _commands_around(self, start: str) -> Iterator[Json]:
-        """Yield the commands whose ids may begin with this text, the newest first.
+        """Yield commands, newest first, beginning with the newest command whose id can begin with `start`.
 
-        (An id contains the time of its command.)
+        The id of a command contains the time of the command.
         """
         latest = int(start.replace("-", "")[:_TIME_DIGITS].ljust(_TIME_DIGITS, "f"), 16)
         try:
@@ -193,7 +200,10 @@ class Names:
 
 
 def _id_in_token(text: str) -> str | None:
-    """Return the id that an enrollment token begins with: 22 digits in base 62 after `nxe_`; None for other texts."""
+    """Return the id of an enrollment token, from the token itself. Return None for another text.
+
+    The id is the 22 characters after `nxe_`, in base 62.
+    """
     found = _TOKEN.fullmatch(text)
     if found is None:
         return None
@@ -204,7 +214,7 @@ def _id_in_token(text: str) -> str | None:
 
 
 def _by_rank(rows: list[Json], name: str, *, only_aliases: bool) -> Iterator[list[Json]]:
-    """Yield the devices that a name may mean, in groups: the most likely group first."""
+    """Yield groups of the devices that `name` may mean. The most likely group is first."""
     folded = fold(name)
     groups = [[row for row in rows if row["alias"] is not None and fold(row["alias"]) == folded]]
     if not only_aliases:

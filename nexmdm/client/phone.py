@@ -1,4 +1,4 @@
-"""Simulated phones. `Agent` has the rules of the agent and does no I/O; `Phone` applies them over real HTTP."""
+"""A simulated phone. `Agent` is its logic without any I/O. `Phone` adds HTTP requests."""
 
 import hmac
 import time
@@ -33,7 +33,7 @@ _SIGNED_FIELDS: Final = ("request_id", "action", "params", "issued_at", "expires
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of an action."""
+    """The result of an action. `message` and `output` go into the report."""
 
     status: Status = "succeeded"
     message: str = ""
@@ -44,14 +44,14 @@ Perform = Callable[[str, dict[str, Any]], Outcome]
 
 
 def succeed(action: str, params: dict[str, Any]) -> Outcome:
-    """Return success without any work."""
+    """Return success. Nothing is done."""
     del action, params
     return Outcome()
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The report of a phone about a command."""
+    """A report of a phone about a command. The fields are the fields of the request."""
 
     request_id: str
     status: Status
@@ -61,30 +61,34 @@ class Report:
     finished_at: str | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return the body of `/v1/action-result`, without the fields that are unknown."""
+        """Return the body of `/v1/action-result`. Empty fields are left out."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in fields.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A device token and the command key that came with it."""
+    """A device token, and the command key that the server sent with it."""
 
     device_token: str
     command_key: str
 
 
 def sign(command_key: str, device_id: str, envelope: Envelope) -> str:
-    """Return the signature that an envelope to this device must have."""
+    """Return the signature of an envelope for a device."""
     message = "\n".join(("NXC1", device_id, *(envelope[name] for name in _SIGNED_FIELDS)))
     return hmac.digest(command_key.encode(), message.encode(), "sha256").hex()
 
 
 @dataclass(slots=True)
 class Agent:
-    """The rules of a phone, without its network: the envelopes to trust, the actions to run, the reports to send.
+    """The logic of a phone: which envelopes to trust, which actions to run, which reports to send.
 
-    It computes the server's time from its own clock and the latest time that the server sent.
+    - `next`: the new credentials after a rotation, until the server has accepted the new token.
+    - `perform`: runs an action.
+    - `clock`: the phone's clock, in Unix seconds.
+    - `executed`: the request ids of the commands that were run.
+    - `refused`: the number of envelopes that were not trusted.
     """
 
     device_id: str
@@ -99,29 +103,27 @@ class Agent:
 
     @property
     def device_token(self) -> str:
-        """The token to send. A phone uses a new token as soon as it has it."""
+        """The device token for the next request. A new token is used immediately."""
         return (self.next or self.current).device_token
 
     def set_server_time(self, server_time: str) -> None:
-        """Store the server's time. From now on the phone computes the server's time from this value."""
+        """Store the server's time. The phone computes the server's present time from this time and its own clock."""
         self._ahead_seconds = datetime.fromisoformat(server_time).timestamp() - self.clock()
 
     def rotated(self, credentials: Credentials) -> None:
-        """Store a new device token and command key. The old ones stay valid until the new token is used.
+        """Store new credentials. The old credentials stay valid until the new token is used.
 
-        A new token that was never used is replaced."""
+        Earlier new credentials that were never used are replaced.
+        """
         self.next = credentials
 
     def used(self, device_token: str) -> None:
-        """Record that the server has accepted this token.
-
-        If it is the new token, delete the old token and command key.
-        """
+        """Record that the server has accepted a token. If it is the new token, delete the old credentials."""
         if self.next and device_token == self.next.device_token:
             self.current, self.next = self.next, None
 
     def trusts(self, envelope: Envelope) -> bool:
-        """Return whether an envelope is complete, and signed for this device with a valid command key."""
+        """Return whether an envelope is complete, and is signed for this device with a valid command key."""
         fields = [envelope.get(name) for name in (*_SIGNED_FIELDS, "signature")]
         if not all(isinstance(value, str) for value in fields):
             return False
@@ -130,10 +132,10 @@ class Agent:
         return any(hmac.compare_digest(signature, envelope["signature"].encode()) for signature in signatures)
 
     def receive(self, envelope: Envelope, via: Channel) -> Report | None:
-        """Carry out a command once, and return its report.
+        """Run a command if it has not been run yet, and return the report.
 
-        A repeat gets the last report again. A deferred command was not carried out: the phone tries again when the
-        server sends the command again. Returns None if the envelope is bad: the phone counts it, and reports nothing.
+        For a command that was run already, return the last report again. A deferred command is tried again. Return None
+        for an envelope that is not trusted.
         """
         if not self.trusts(envelope):
             self.refused += 1
@@ -147,7 +149,7 @@ class Agent:
         return last
 
     def remember(self, report: Report) -> None:
-        """Store a report as the last one on its command."""
+        """Store the last report about a command."""
         self._last[report.request_id] = report
 
     def _outcome(self, envelope: Envelope) -> Outcome:
@@ -165,12 +167,15 @@ class Agent:
 
 
 class Refusal(Exception):
-    """The server answered with a problem."""
+    """The server answered with a status other than 200.
+
+    `flaw` describes what is wrong with the problem details in the answer. `flaw` is empty if the problem details are
+    complete.
+    """
 
     def __init__(self, status: int, problem: Mapping[str, Any], *, retry_after: str | None, content_type: str) -> None:
         self.status = status
         self.flaw = _flaw_in(status, problem, retry_after, content_type)
-        """The parts of problem details that the answer lacks, in words; empty if it is complete."""
 
         self.code = str(problem.get("code", ""))
         self.retry_after_seconds = int(retry_after) if retry_after else None
@@ -186,10 +191,10 @@ def _flaw_in(status: int, problem: Mapping[str, Any], retry_after: str | None, c
 
 
 class Phone:
-    """A simulated phone. It shares its session with others and has no task of its own: its caller awaits it."""
+    """A simulated phone that calls the server. It starts no task: it works only while its methods are awaited."""
 
     agent: Agent
-    """Its rules and credentials, from registration on."""
+    """The logic and the credentials of the phone. It exists after the registration."""
 
     def __init__(self, session: aiohttp.ClientSession, base_url: str, *, perform: Perform = succeed) -> None:
         self._session = session
@@ -197,20 +202,23 @@ class Phone:
         self._perform = perform
 
     async def register(self, enrollment_token: str, hardware_id: str, **fields: Any) -> dict[str, Any]:
-        """Register, or register again as a phone that was reset. Raises Refusal."""
+        """Register the phone. A second call registers the phone again, as after a reset. Raises Refusal."""
         answer = await self._post("/v1/register", {"hardware_id": hardware_id, **fields}, enrollment_token)
         self.agent = Agent(answer["device_id"], _credentials_in(answer), self._perform)
         self.agent.set_server_time(answer["server_time"])
         return answer
 
     async def heartbeat(self, **fields: Any) -> dict[str, Any]:
-        """Send a heartbeat and return the answer, without carrying out its commands. Raises Refusal."""
+        """Send a heartbeat, and return the answer. The commands in the answer are not run. Raises Refusal."""
         answer = await self._say("/v1/heartbeat", fields)
         self.agent.set_server_time(answer["server_time"])
         return answer
 
     async def check_in(self, **fields: Any) -> int:
-        """Send heartbeats and carry out their commands, until there are no more. Return the number of reports."""
+        """Send a heartbeat and run its commands. Repeat this while the server has more commands.
+
+        Return the number of reports. Raises Refusal.
+        """
         answer = await self.heartbeat(**fields)
         reported = total = await self.carry_out(answer["commands"])
         while answer["has_more"] and reported:
@@ -220,9 +228,9 @@ class Phone:
         return total
 
     async def carry_out(self, commands: Iterable[Envelope]) -> int:
-        """Carry out a heartbeat's commands and report on them, in order.
+        """Run the commands of a heartbeat in order, and report on them.
 
-        Return the number of commands whose reports were not refused.
+        Return the number of commands whose envelope was trusted. Raises Refusal if the server refuses a report.
         """
         reports = [self.agent.receive(envelope, "heartbeat") for envelope in commands]
         good = [report for report in reports if report]
@@ -231,18 +239,24 @@ class Phone:
         return len(good)
 
     async def receive(self, envelope: Envelope, via: Channel) -> dict[str, Any] | None:
-        """Carry out a command and report on it. Return the server's answer, or None for a refused command."""
+        """Run a command, and report on it. Return the answer of the server.
+
+        Return None if the envelope is not trusted. Raises Refusal.
+        """
         report = self.agent.receive(envelope, via)
         return await self._say("/v1/action-result", report.body()) if report else None
 
     async def report(self, request_id: str, status: Status, **fields: Any) -> dict[str, Any]:
-        """Report on a command, with the fields of `Report`. From now on a repeat gets this report. Raises Refusal."""
+        """Report on a command. `fields` are fields of `Report`. Raises Refusal.
+
+        If the server sends the command again, the phone repeats this report.
+        """
         report = Report(request_id, status, **fields)
         self.agent.remember(report)
         return await self._say("/v1/action-result", report.body())
 
     async def rotate(self) -> None:
-        """Request a new token and command key, with the token in use and not with an unused new token.
+        """Rotate the credentials. The request has the current token, even if there is an unused new token.
 
         Raises Refusal.
         """
@@ -263,7 +277,10 @@ class Phone:
 
 
 async def answer_in(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return the JSON of a 200. Raises Refusal for another status, and JSONDecodeError for a body that is not JSON."""
+    """Return the JSON of a response. Raises Refusal if the status is not 200.
+
+    Raises JSONDecodeError if the response is not JSON.
+    """
     answer: dict[str, Any] = orjson.loads(await response.read())
     if response.status != HTTPStatus.OK:
         retry_after = response.headers.get("Retry-After")

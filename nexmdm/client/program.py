@@ -1,4 +1,4 @@
-"""The program `nexmdm`: its verbs, each in a module that is imported when the verb is called."""
+"""The program `nexmdm` with all its verbs. A verb's module is imported only if the verb is called."""
 
 import importlib
 import sys
@@ -64,17 +64,17 @@ VERBS: Final = {verb.name: verb for verbs in PANELS.values() for verb in verbs}
 
 
 class Program(click.RichGroup):
-    """The group of all verbs. It knows their names and help lines, and imports only the module of the called verb."""
+    """The group of all verbs for click. The help needs no import of a module with verbs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all verbs, as the help lists them."""
+        """Return the names of all verbs, in the order of the help."""
         del ctx
         return list(VERBS)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the called verb. The error for an unknown verb names similar ones."""
+        """Return the called verb. The error for an unknown verb names similar verbs."""
         name, listed, rest = super().resolve_command(ctx, args)
         if listed is None or listed.name is None:
             return name, listed, rest
@@ -103,7 +103,7 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
 
 
 def make() -> Program:
-    """Return the program `nexmdm` with all its verbs."""
+    """Return the program with all its verbs."""
     found = Program(
         commands=list(_listed()),
         callback=click.pass_context(_note),
@@ -121,11 +121,11 @@ def make() -> Program:
 
 
 def run(arguments: Sequence[str], surroundings: Surroundings) -> NoReturn:
-    """Run a command line, and exit with its status."""
+    """Run the program with `arguments`, and exit with its status."""
     make().main(list(arguments), prog_name=surroundings.program, obj=surroundings)
     raise AssertionError("main() returned, but click's standalone mode must exit the process")
 
 
 def main() -> NoReturn:
-    """Run `nexmdm`."""
+    """Run `nexmdm` with the arguments of this process."""
     run(sys.argv[1:], Surroundings())

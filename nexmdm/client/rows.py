@@ -1,4 +1,7 @@
-"""The rows of the API as the client shows them: their columns, computed values, and order."""
+"""The rows of the API as the client prints them: their columns, their computed fields, and their order.
+
+The functions whose name ends in `_rank` return a sort key. A row with a low key comes first.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,13 +14,17 @@ Json = dict[str, Any]
 
 
 class Columns(NamedTuple):
-    """The columns of a list: those of the table, the most important first, and further ones for `wide` and CSV."""
+    """The columns of a list.
+
+    The format `table` has the columns in `shown`, with the most important column first. The formats `wide` and CSV also
+    have the columns in `more`.
+    """
 
     shown: tuple[str, ...]
     more: tuple[str, ...] = ()
 
     def of(self, row: Json, name: str) -> Any:
-        """Return a field of a row. The field may be missing in the answer of an older server."""
+        """Return a field of a row. A column in `more` may be missing in the answer of an older server."""
         return row.get(name) if name in self.more else row[name]
 
 
@@ -54,25 +61,25 @@ WEBHOOK_ATTEMPTS: Final = Columns(("at", "delivered", "http_status", "type", "ev
 PROFILES: Final = Columns(("name", "url", "secrets"))
 
 WORST_FIRST: Final = ("failed", "expired", "cancelled", "received", "pending", "succeeded")
-"""The states of a delivery."""
+"""The states of a delivery, with the worst state first."""
 
 PRESENCES: Final = ("offline", "never", "online", "revoked", "retired")
-"""The presences of a device, the worst first."""
+"""The presences of a device, with the worst presence first."""
 
 _PUSHES: Final = ("dead", "failing", "none", "ok")
 _OUTCOMES: Final = ("failed", "expired", "partial", "cancelled", None, "succeeded")
 _CUT_ID: Final = re.compile(r"(?<=, )[0-9a-f-]*…$")
 _LAST: Final = "~"
-"""Sorts after each time of the API."""
+"""A text that sorts after every time of the API."""
 
 
 def as_it_is(row: Json) -> Json:
-    """Return a row that has all of its columns."""
+    """Return the row unchanged."""
     return row
 
 
 def token(row: Json) -> Json:
-    """Return an enrollment token with its state."""
+    """Return an enrollment token with the computed field `state`."""
     if row["revoked_at"]:
         return row | {"state": "revoked"}
     if moment(row["expires_at"]) <= datetime.now(UTC):
@@ -81,11 +88,11 @@ def token(row: Json) -> Json:
 
 
 def command(row: Json) -> Json:
-    """Return a command with the number of late results in its outcome.
+    """Return a command whose `outcome` also contains the number of late results.
 
-    `?` stands for a number of late results, or of successes, that the server did not count.
+    A `?` stands for a number that an older server did not send.
     """
-    # In a list, a server of the previous version counts neither successes nor late results.
+    # In lists, a server of the previous version does not count successes and late results.
     succeeded = row.get("succeeded")
     row = row | {"succeeded": "?" if succeeded is None else succeeded}
     if not row["outcome"] or row.get("late", 0) == 0:
@@ -95,20 +102,21 @@ def command(row: Json) -> Json:
 
 
 def audit_entry(row: Json) -> Json:
-    """Return an entry of the audit with its summary as fields next to the others."""
+    """Return an audit entry with the fields of its summary at the top level."""
     return {**row, **row["summary"]}
 
 
 def device_ids(target: str) -> list[str]:
-    """Return the device ids in the target of an entry of the audit, as `device_ids: …, …`."""
+    """Return the device ids in the target of an audit entry. The target is a text such as `device_ids: …, …`."""
     by_id = target.partition(": ")[0] in ("device_id", "device_ids", "tag")
     return IDENTIFIER.findall(target) if by_id else []
 
 
 def with_names(entry: Json, names: Mapping[str, str]) -> Json:
-    """Return an entry of the audit. In its target, a device that has a name is shown by its name instead of its id.
+    """Return an audit entry whose target contains names of devices instead of their ids.
 
-    The server cuts long targets: a part of an id at the end is left out.
+    `names` contains the names by device id. The server may have cut a long target in the middle of an id. This part of
+    an id is removed.
     """
     target = _CUT_ID.sub("…", entry["summary"]["target"] or "")
     for one in device_ids(target):
@@ -117,7 +125,10 @@ def with_names(entry: Json, names: Mapping[str, str]) -> Json:
 
 
 def delivery(row: Json) -> Json:
-    """Return a delivery with the reason of its state: what the phone reported, or why there is no report."""
+    """Return a delivery with the computed field `reason`.
+
+    The reason is the report of the phone. Without a result, the reason explains why there is no result.
+    """
     if row["result"]:
         return row | {"reason": row["result"]["message"] or row["result"]["status"]}
     late = f"The phone reported {row['late_result']['status']} later." if row["late_result"] else None
@@ -125,12 +136,12 @@ def delivery(row: Json) -> Json:
 
 
 def succeeded_late(row: Json) -> bool:
-    """Return whether a delivery succeeded after it had expired or was cancelled."""
+    """Return whether the late result of a delivery is `succeeded`."""
     return bool(row["late_result"] and row["late_result"]["status"] == "succeeded")
 
 
 def event(row: Json) -> Json:
-    """Return an event of a timeline in the columns of one table."""
+    """Return an event of a timeline with the columns of EVENTS."""
     remarks = [name for name in ("late", "duplicate") if row[name]]
     if last_at := row.get("last_at"):
         remarks.append(f"{row['count']} times, last {_to_the_millisecond(last_at)}")
@@ -143,20 +154,20 @@ def event(row: Json) -> Json:
 
 
 def presence(row: Json) -> Json:
-    """Return an item of a presence history with its length; until now if it lasts."""
+    """Return an item of a presence history with the computed field `length`. An item without an end lasts until now."""
     to = moment(row["to"]) if row["to"] else datetime.now(UTC)
-    # Without fractions, as the times of the table.
+    # Without fractions of seconds, because the table shows the times without fractions.
     length = to.replace(microsecond=0) - moment(row["from"]).replace(microsecond=0)
     return row | {"length": str(max(length, timedelta(0)))}
 
 
 def push_health_columns(by: str) -> Columns:
-    """Return the columns of push health by a field of devices."""
+    """Return the columns of push health. `by` is the field whose values are the rows."""
     return Columns((by, *_PUSH_HEALTH))
 
 
 def push_health(by: str) -> Callable[[Json], Json]:
-    """Return the function that gives a row of push health its computed values."""
+    """Return a function that adds the computed fields to a row of push health."""
 
     def described(row: Json) -> Json:
         share = _answered_share(row)
@@ -166,40 +177,43 @@ def push_health(by: str) -> Callable[[Json], Json]:
 
 
 def push_health_rank(row: Json) -> tuple[bool, float, int, str]:
-    """Return a key that sorts by the share of accepted pushes that were answered by push, the lowest first.
+    """Return a sort key for the share of accepted pushes that phones answered by push.
 
-    Where FCM accepted no push at all, the share counts as 0. Values without any push come last.
+    The lowest share comes first. The share is 0 if FCM accepted no push. Rows without any push come last.
     """
     return row["attempts"] == row["accepted"] == 0, _answered_share(row) or 0, -row["attempts"], row["key"]
 
 
 def _answered_share(row: Json) -> float | None:
-    # An answer may belong to a push that was sent before the span.
+    # Without min(), the share could be above 1, because an answer may belong to a push from before `since`.
     return min(1.0, row["answered_by_push"] / row["accepted"]) if row["accepted"] else None
 
 
 def device_rank(row: Json) -> tuple[int, str, int]:
-    """Return a key that sorts devices by their problems: silent devices first, beginning with the longest silence."""
+    """Return a sort key for the problems of a device.
+
+    Offline devices come first, and among them the device that was silent longest.
+    """
     presence = row["presence"]
     silence = (row["last_seen_at"] or _LAST) if presence == "offline" else _LAST
     return _place(PRESENCES, presence), silence, _place(_PUSHES, row["push"])
 
 
 def command_rank(row: Json) -> int:
-    """Return a key that sorts commands by their outcome."""
+    """Return a sort key for the outcome of a command, with failed commands first."""
     return _place(_OUTCOMES, row["outcome"])
 
 
 def delivery_rank(row: Json) -> int:
-    """Return a key that sorts deliveries by state.
+    """Return a sort key for the state of a delivery, with the worst state first.
 
-    Those that succeeded late come after the others that did not succeed in time.
+    Deliveries that succeeded late come after all other deliveries.
     """
     return _place(WORST_FIRST, row["state"]) + len(WORST_FIRST) * succeeded_late(row)
 
 
 def moment(text: str) -> datetime:
-    """Return a time of the API."""
+    """Return a time of the API as a datetime."""
     return datetime.fromisoformat(text)
 
 

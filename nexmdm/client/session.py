@@ -1,4 +1,4 @@
-"""The session of one call of the admin's client."""
+"""The session of one call of the client, and the exit statuses."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,15 +13,19 @@ WRONG_USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 READER_GONE: Final = 141
-"""The exit status of a program that SIGPIPE ended, as by `| head`."""
+"""The exit status if the reader of the output has ended, such as `head` in a pipe.
+
+A process that SIGPIPE ends has this status.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """The objects that a verb uses.
 
-    `program` is the called program: `nexmdm` or `manage.py fleet`. `source` names the place of the admin's key and
-    secret. `given` contains the options of the verb, for advice on a refusal.
+    - `program`: the name of the called program, `nexmdm` or `manage.py fleet`.
+    - `source`: the origins of the admin key and of the HMAC secret, for messages.
+    - `given`: the options of the verb.
     """
 
     client: FleetClient

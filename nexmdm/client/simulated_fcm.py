@@ -1,7 +1,8 @@
-"""A simulated FCM on this machine, which passes each push to its simulated phone.
+"""A simulated FCM on this machine, which passes each push to a simulated phone.
 
-It serves a dispatcher whose FCM_BASE_URL and service account name it: access tokens, and `messages:send` of the HTTP v1
-API. A push target that no phone has gets UNREGISTERED, as at FCM.
+The simulated FCM issues access tokens, and serves `messages:send` of the HTTP v1 API. FCM_BASE_URL and the service
+account of the dispatcher must contain the address of the simulated FCM. A push for an unknown push target gets the
+error UNREGISTERED.
 """
 
 import secrets
@@ -22,7 +23,7 @@ TakePush = Callable[[Envelope], None]
 
 
 class SimulatedFcm:
-    """The simulated FCM, which listens while its context is open. `phones` maps push targets to their phones."""
+    """The simulated FCM. It listens while its context is open. `phones` maps push targets to phones."""
 
     def __init__(self, host: str, port: int) -> None:
         self.url = f"http://{host}:{port}"
@@ -35,7 +36,7 @@ class SimulatedFcm:
         self._runner = web.AppRunner(application, access_log=None)
 
     async def __aenter__(self) -> Self:
-        """Listen. Raises OSError if the port is in use."""
+        """Listen on the port. Raises OSError if the port cannot be used."""
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self._port).start()
         return self
@@ -60,7 +61,7 @@ class SimulatedFcm:
 
 
 def service_account(url: str) -> dict[str, str]:
-    """Return a new service account for the simulated FCM at this URL, in the form of a Google key file."""
+    """Return a new service account for the simulated FCM at `url`, as the content of a Google key file."""
     key = rsa.generate_private_key(public_exponent=65_537, key_size=_KEY_BITS)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return {

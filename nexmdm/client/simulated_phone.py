@@ -1,4 +1,4 @@
-"""Simulated phones that show what they do: they register, send heartbeats, and carry out commands."""
+"""Simulated phones that print what they do."""
 
 import asyncio
 import random
@@ -21,10 +21,12 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """A phone's description, and its faults.
+    """The description and the faults of a simulated phone.
 
-    `fields` goes into its registration. `battery_pct` is its first reading. `fails`: it reports each command as failed.
-    `is_silent`: it sends one heartbeat, and nothing after it.
+    - `fields`: further fields of its registration.
+    - `battery_pct`: the charge in the first heartbeat, in percent.
+    - `fails`: whether the phone reports each command as `failed`.
+    - `is_silent`: whether the phone stops after one heartbeat.
     """
 
     fields: dict[str, str] = field(default_factory=lambda: {"model": "Simulated"})
@@ -35,7 +37,11 @@ class Traits:
 
 @dataclass(slots=True)
 class SimulatedPhone:
-    """The phone, its server, and the function that shows what it does."""
+    """A simulated phone that prints what it does.
+
+    `host` is the Host header, or None for the host in `url`. `interval_seconds` is the time between two heartbeats.
+    `tell` prints a line.
+    """
 
     url: str
     host: str | None
@@ -48,10 +54,11 @@ class SimulatedPhone:
     _phone: Phone | None = None
 
     async def live(self, enrollment_token: str) -> None:
-        """Register, and act as a phone until cancelled.
+        """Register, then send heartbeats and run commands until the task is cancelled.
 
-        Raises Refusal if the server refuses the registration, or the device later. Raises aiohttp.ClientError and
-        TimeoutError if no server answers the registration; later, the phone waits for the server.
+        Raises Refusal if the server refuses the registration, or later refuses the device. Raises aiohttp.ClientError
+        or TimeoutError if the server does not answer the registration. After the registration, the phone waits for the
+        server.
         """
         headers = {"Host": self.host} if self.host else None
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_SECONDS), headers=headers) as session:
@@ -61,12 +68,12 @@ class SimulatedPhone:
 
     @property
     def device_id(self) -> str:
-        """The device id that the phone got."""
+        """The device id from the registration."""
         assert self._phone is not None
         return self._phone.agent.device_id
 
     async def register(self, session: aiohttp.ClientSession, enrollment_token: str) -> None:
-        """Register. Raises Refusal, aiohttp.ClientError and TimeoutError."""
+        """Register. Raises Refusal, aiohttp.ClientError or TimeoutError."""
         phone = Phone(session, self.url, perform=self._perform)
         named = {"alias": self.alias, "push_token": self.push_token}
         fields = self.traits.fields | {name: value for name, value in named.items() if value}
@@ -74,9 +81,10 @@ class SimulatedPhone:
         self._phone = phone
 
     async def check_in_for_ever(self, *, first_after: float = 0) -> None:
-        """Send a heartbeat each interval, the first one after `first_after` seconds.
+        """Send a heartbeat every `interval_seconds`, and run the commands.
 
-        Raises Refusal if the device was revoked.
+        `first_after` is the time before the first heartbeat, in seconds. Raises Refusal if the server refuses the
+        device.
         """
         await asyncio.sleep(first_after)
         for number in count():
@@ -86,9 +94,9 @@ class SimulatedPhone:
             await asyncio.sleep(self.interval_seconds)
 
     async def take_push(self, envelope: Envelope) -> None:
-        """Carry out a pushed command, and report on it.
+        """Run a command that came by push, and report on it.
 
-        If the report fails, the next heartbeat brings the command again.
+        If the report fails, the command comes again with the next heartbeat.
         """
         if self._phone is not None and not self.traits.is_silent:
             await self._in_spite_of_trouble(self._receive(envelope, "push"))
@@ -130,14 +138,14 @@ MODELS: Final = (
     {"manufacturer": "Samsung", "model": "Galaxy Tab A9", "os_version": "15", "agent_version": "1.2.0"},
     {"manufacturer": "Lenovo", "model": "Tab M10", "os_version": "14", "agent_version": "1.1.0"},
 )
-"""Descriptions for the phones of a simulated fleet, used one after the other."""
+"""The descriptions of the phones in a simulated fleet. The phones use them in turn."""
 
 
 def various_traits(total: int, *, failing: float, silent: float, chance: random.Random) -> list[Traits]:
-    """Return the traits of a fleet.
+    """Return the traits of `total` phones.
 
-    `failing` and `silent` are shares from 0 to 1; the numbers of phones are rounded. Phones that fail each command come
-    first, then those that fall silent.
+    `failing` and `silent` are shares from 0 to 1. The phones that fail come first, then the silent phones, then all
+    other phones.
     """
     fails, silents = round(total * failing), round(total * silent)
     return [

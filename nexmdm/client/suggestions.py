@@ -1,4 +1,4 @@
-"""Suggestions for a name that does not exist: similar names that exist."""
+"""Similar names for a name that does not exist."""
 
 import difflib
 import re
@@ -12,9 +12,10 @@ _SERIES: Final = re.compile(r"(.*?)([0-9]{1,4})", re.DOTALL)
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that are most similar to this one, the most similar first. Case does not matter.
+    """Return the known names that are most similar to `name`, with the most similar name first.
 
-    Names of one series, as `tab-3` and `tab-4`, are not similar: they name different things.
+    Upper and lower case make no difference. Names that differ only in a number at the end, such as `tab-3` and `tab-4`,
+    do not count as similar.
     """
     meant = fold(name)
     by_key = {fold(one): one for one in known}
@@ -23,7 +24,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def _in_one_series(one: str, other: str) -> bool:
-    """Return whether two names differ only in the numbers at their ends."""
+    """Return whether two names differ only in the number at their ends."""
     first, second = _SERIES.fullmatch(one), _SERIES.fullmatch(other)
     if first is None or second is None or first[1] != second[1]:
         return False
@@ -31,11 +32,11 @@ def _in_one_series(one: str, other: str) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question, with a space before it, or an empty text if no known name is similar."""
+    """Return a question with similar names and a space in front, or an empty string if no name is similar."""
     found = nearest(name, known)
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
 def fold(name: str) -> str:
-    """Return the form in which two spellings of a name are equal. The server compares aliases in this form too."""
+    """Return a name in the form in which names are compared. The server compares aliases in the same form."""
     return unicodedata.normalize("NFC", name).casefold().strip()

@@ -1,4 +1,7 @@
-"""The environment of a call, and the options that choose the server, which may be before or after the verb."""
+"""The environment of a call, and the options that choose the server and the admin.
+
+These options may come before or after the verb.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +15,7 @@ from nexmdm.client.profiles.own_server import OwnServer
 
 Decorator = Callable[[Any], Any]
 PROGRAM: Final = "nexmdm"
-"""The name of the program if it is installed alone. In a checkout it is `manage.py fleet`."""
+"""The name of the installed program. In a checkout, the name is `manage.py fleet`."""
 
 PANEL: Final = "Server and output"
 REACH_NAMES: Final = ("url", "acts_as", "profile")
@@ -34,10 +37,13 @@ REACH: Final[tuple[Decorator, ...]] = (
 
 @dataclass(slots=True)
 class Surroundings:
-    """The environment of a call: the program's name, and the server of `manage.py fleet`.
+    """The environment of a call of the client.
 
-    `transport` replaces the network, and `out` replaces standard output. `wish` has the options before the verb;
-    options after the verb override them.
+    - `program`: the name of the called program.
+    - `own`: the server of `manage.py fleet`, or None for `nexmdm`.
+    - `transport`: replaces the network, for tests.
+    - `out`: replaces standard output.
+    - `wish`: the options before the verb. Options after the verb override them.
     """
 
     program: str = PROGRAM

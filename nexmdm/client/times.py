@@ -1,4 +1,4 @@
-"""Times as people write them: `2026-11-29`, `yesterday`, `2h ago`, or in the form of the API."""
+"""The forms of a time on the command line, such as `2026-11-29`, `yesterday` and `2h ago`."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,10 @@ _DAY: Final = re.compile(r"(now|today|yesterday)|(?:(today|yesterday) )?([0-9]{1
 
 
 def moment(text: str) -> str:
-    """Return a time in the form of the API. A time without a zone is in the zone of this machine. Raises ValueError."""
+    """Return a time in the form of the API, in UTC. Without a zone, the text is in the zone of this machine.
+
+    Raises ValueError if the text has none of the forms in FORMS.
+    """
     written = " ".join(text.split())
     try:
         found = _age(written) or _day(written) or datetime.fromisoformat(written)
@@ -37,6 +40,6 @@ def _day(text: str) -> datetime | None:
     word = (found[1] or found[2] or "today").lower()
     if word == "now":
         return now
-    # Without a zone: so midnight is right on a day on which the clocks change.
+    # Computed without a zone. So the result is also right on a day on which the clocks change.
     day = now.replace(tzinfo=None) - timedelta(days=word == "yesterday")
     return day.replace(hour=int(found[3] or 0), minute=int(found[4] or 0), second=0, microsecond=0)

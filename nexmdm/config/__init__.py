@@ -1,1 +1,1 @@
-"""Configuration: environment variables, generated secrets, start-up checks, logging."""
+"""Variables of the environment, generated secrets, start-up checks, and the setup of the logs."""

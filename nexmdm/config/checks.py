@@ -1,6 +1,7 @@
-"""The start-up checks: the settings in force, and enough connections in PostgreSQL.
+"""The start-up checks of the settings and of the database.
 
-(An invalid variable is refused earlier, when the settings are read: nexmdm/config/environment.py.)
+These checks see the settings in force, which an operator's own settings module may change. Invalid variables of the
+environment are refused earlier (nexmdm/config/environment.py).
 """
 
 import multiprocessing
@@ -31,7 +32,7 @@ TAG: Final = "nexmdm"
 UNCHECKED_CONNECTIONS: Final = "nexmdm.W001"
 
 COMMAND_CONNECTIONS: Final = 3
-"""The connections that are reserved for management commands, a backup, and a person with psql."""
+"""The number of connections that are kept free for management commands, backups and psql."""
 
 _DATABASE_FACTS: Final = """
     SELECT least(
@@ -41,21 +42,21 @@ _DATABASE_FACTS: Final = """
         (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
     ), current_setting('server_encoding')
 """
-"""The number of connections that NexMDM may have, and the database's encoding."""
+"""The query for the number of connections that NexMDM may have, and for the encoding of the database."""
 
 _STATEMENT_POOLING: Final = "statement pooling mode"
-"""PgBouncer's message to a client that begins a transaction where it is not allowed."""
+"""The part of PgBouncer's error message that shows that transactions are not allowed."""
 
 _ENCODING: Final = "UTF8"
 
 
 def settings_in_force(**_: Any) -> list[CheckMessage]:
-    """Check values that a settings module of the operator may set itself: DEBUG, the hosts, secrets, the cache."""
+    """Check DEBUG, ALLOWED_HOSTS, the secrets and the cache. Return one message for each fault."""
     return [*_debug(), *_hosts(), *_secrets(), *_cache()]
 
 
 def metrics_folder(**_: Any) -> list[CheckMessage]:
-    """Check that several web workers have a folder in which they add up their metrics."""
+    """Check that PROMETHEUS_MULTIPROC_DIR is set if there are several web workers."""
     several = settings.WEB_WORKERS > 1 or multiprocessing.parent_process() is not None
     if settings.PROMETHEUS_MULTIPROC_DIR or not several:
         return []
@@ -69,7 +70,12 @@ def metrics_folder(**_: Any) -> list[CheckMessage]:
 
 
 def connections(**_: Any) -> list[CheckMessage]:
-    """Check that PostgreSQL is new enough, allows transactions, stores all texts, and has enough connections."""
+    """Check the database. Return one message for each fault.
+
+    The database must be new enough, allow transactions, use the encoding UTF8, and allow enough connections. Behind a
+    connection pooler, the number of connections is not checked. If the database cannot be reached, the message is a
+    warning.
+    """
     try:
         with transaction.atomic():
             allowed, encoding = database.row(_DATABASE_FACTS)
@@ -84,18 +90,21 @@ def connections(**_: Any) -> list[CheckMessage]:
         return [Warning(reason, hint=hint, id=UNCHECKED_CONNECTIONS)]
     finally:
         database.release_connections()
-    # A pooler manages its own connections.
+    # Behind a connection pooler, the pooler manages the connections.
     return [*_encoding(encoding), *([] if is_pooled else _room(allowed))]
 
 
 def too_old(error: Exception) -> CheckMessage:
-    """Return the failing check for Django's error about a server that is too old."""
+    """Return a failed check for Django's error about a version of PostgreSQL that Django does not support."""
     hint = "Move the database to a server of a newer version (docs/operations/database.md)."
     return Error(str(error), hint=hint, id=ConfigError.TOO_OLD)
 
 
 def statement_pooling(error: Exception) -> CheckMessage | None:
-    """Return the failing check if an error comes from a pooler that allows no transactions."""
+    """Return a failed check if `error` shows that the connection pooler allows no transactions.
+
+    Return None for every other error.
+    """
     if _STATEMENT_POOLING not in str(error):
         return None
     message = "The pooler in front of PostgreSQL pools statements (pool_mode = statement): it allows no transactions."
@@ -113,7 +122,7 @@ def _encoding(encoding: str) -> Iterator[CheckMessage]:
 
 def _room(allowed: int) -> Iterator[CheckMessage]:
     pool, workers = settings.DATABASE_POOL_SIZE, settings.WEB_WORKERS
-    # The admin site takes its connections from the pool of the worker that serves it.
+    # The admin site uses the pools of the web workers.
     needed = workers * pool + pool + 1 + COMMAND_CONNECTIONS
     if needed > allowed:
         yield Error(
@@ -126,7 +135,10 @@ def _room(allowed: int) -> Iterator[CheckMessage]:
 
 
 def refuse(found: Iterable[CheckMessage]) -> None:
-    """Raise ImproperlyConfigured with a line for each error that was found; log the warnings."""
+    """Log the warnings in `found`.
+
+    Raises ImproperlyConfigured if `found` contains errors. The message has one line for each error.
+    """
     found = list(found)
     for message in found:
         if message.id == UNCHECKED_CONNECTIONS:
@@ -186,7 +198,7 @@ def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 
 
 def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
-    """Return the failing checks for secrets whose current value is also a previous value."""
+    """Yield an error for each secret that has the same value twice, such as current and previous value."""
     for name, values in secrets.items():
         if len(set(values)) < len(values):
             message = f"{name} and {name}_PREVIOUS contain the same value: the old value would stay valid."

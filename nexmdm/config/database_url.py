@@ -1,4 +1,4 @@
-"""DATABASE_URL, DIRECT_DATABASE_URL, and the parameters of every connection that NexMDM makes."""
+"""The settings of database connections, from DATABASE_URL or DIRECT_DATABASE_URL."""
 
 import re
 from collections.abc import Mapping
@@ -31,10 +31,11 @@ _OURS: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""The parameters of a connection if the URL does not set them (libpq: "Connection Parameters").
+"""The connection parameters that apply if the URL does not set them (libpq: "Connection Parameters").
 
-A server that has become read-only is skipped. A network that drops packets silently is detected after 10 s with
-unacknowledged data (tcp_user_timeout, in ms), or after 25 s without such data.
+With `target_session_attrs`, libpq skips a server that is read-only. If the network drops packets without an error, the
+connection fails after some time. This time is 10 s if the server has not acknowledged data (`tcp_user_timeout`, in ms).
+Without such data, the time is 25 s (the keepalive parameters, in s).
 """
 
 _GONE: Final = (
@@ -42,21 +43,24 @@ _GONE: Final = (
     " -c idle_session_timeout=0"
     " -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 )
-"""PostgreSQL's settings to detect that NexMDM has vanished, and to release the rows that it had locked. A transaction
-of NexMDM is idle no longer than it takes to send the next statement. A session may be idle for long, because the
-dispatcher's listening session only waits.
+"""Settings of a session with which PostgreSQL detects that NexMDM has vanished.
+
+PostgreSQL then ends the session and releases its locks. A transaction of NexMDM is idle only until NexMDM sends the
+next statement. A session may be idle for long: one session of each dispatcher only waits for notifications.
 """
 
 _ALWAYS: Final = rf"-c {session.ISOLATION}=read\ committed -c datestyle=ISO -c timezone=UTC -c {session.MARK}=1"
-"""The settings that all statements here require, whatever the defaults of the database or the role are. Under another
-isolation, statements that wait for each other fail; and psycopg reads dates only in ISO."""
+"""Settings of a session that the code requires. They override the defaults of the database and of the role.
+
+With a stricter isolation, statements that wait for each other fail. psycopg can read dates only in the ISO style.
+"""
 
 
 def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
-    """Return Django's settings for a libpq URL (`postgresql://user:password@host:port/name?sslmode=require`).
+    """Return Django's settings for a libpq URL, such as `postgresql://user:password@host:5432/name?sslmode=require`.
 
-    `variable` is the variable with the URL. Raises Misconfigured, whose text shows no part of the URL except the name
-    of a parameter.
+    `variable` is the name of the environment variable that contains the URL, for error messages. Raises Misconfigured
+    if the URL is invalid. The only part of the URL that the message may show is the name of a parameter.
     """
     _refuse_ambiguous(variable, url)
     _refuse_unknown(variable, url)
@@ -76,14 +80,21 @@ def django_settings(url: str, variable: str = "DATABASE_URL") -> dict[str, Any]:
 
 
 def options(given: Mapping[str, Any], *, statement_seconds: int, lock_seconds: int) -> dict[str, Any]:
-    """Return libpq's parameters of a connection: NexMDM's own and the URL's (`given`), with the options of both."""
+    """Return the libpq parameters of a connection.
+
+    `given` contains the parameters of the URL, which override NexMDM's defaults. The session settings that the code
+    requires override the parameters of the URL.
+    """
     times = f"-c statement_timeout={statement_seconds}s -c lock_timeout={lock_seconds}s"
     joined = " ".join(filter(None, (times, _GONE, str(given.get("options", "")), _ALWAYS)))
     return {**_OURS, **given, "options": joined}
 
 
 def _refuse_ambiguous(variable: str, url: str) -> None:
-    """Refuse a raw @ in the password: libpq would read the text after it as the host, and show it in its errors."""
+    """Raise Misconfigured if the user or the password contains an `@` that is not percent-encoded.
+
+    libpq would take the text after this `@` for the host, and would show it in error messages.
+    """
     if "://" in url and url.partition("?")[0].count("@") > 1:
         message = f"{variable} has more than one @ in front of its host."
         raise Misconfigured(ConfigError.MALFORMED, message, "Write an @ of the user or the password as %40.")
@@ -99,7 +110,7 @@ def _refuse_unknown(variable: str, url: str) -> None:
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
         # libpq reads JDBC's ssl=true as sslmode=require.
         if name not in _PARAMETERS and name != "ssl":
-            # A raw ? in the password would make the text after it a parameter's name.
+            # If the password contains a raw ?, the text after it looks like the name of a parameter.
             shown = f" {name}" if "@" not in parts.query and _SHOWN.fullmatch(name) else ""
             message = f"{variable} has a parameter{shown} that PostgreSQL's client library does not know."
             raise Misconfigured(ConfigError.MALFORMED, message, _HINTS.get(name, "Remove it, or correct its name."))

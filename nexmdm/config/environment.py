@@ -1,4 +1,8 @@
-"""Read the environment into typed values, and refuse invalid ones."""
+"""Functions that read variables of the environment.
+
+`name` is the name of the variable, and `default` the value if the variable is unset or empty. Each function raises
+Misconfigured if the value is invalid.
+"""
 
 import base64
 import binascii
@@ -33,7 +37,7 @@ _TAKE_THE_FILE: Final = "Take the service account's JSON file from the Firebase 
 
 
 class ConfigError(StrEnum):
-    """The ids of the errors with which NexMDM does not start; each message begins with its id."""
+    """The ids of the errors that prevent the start of NexMDM. Each error message begins with the id of its error."""
 
     DEBUG = "nexmdm.E001"
     MISSING = "nexmdm.E002"
@@ -52,7 +56,10 @@ class ConfigError(StrEnum):
 
 
 class Misconfigured(ImproperlyConfigured):
-    """A variable is invalid. The text names it, the reason and the remedy; it never shows a secret."""
+    """A variable of the environment is invalid.
+
+    The message names the variable, the reason and the remedy. The message never contains a secret.
+    """
 
     def __init__(
         self, fault: ConfigError, message: str, hint: str = "docs/operations/settings.md describes its values."
@@ -62,12 +69,12 @@ class Misconfigured(ImproperlyConfigured):
 
 
 def text(name: str, default: str = "") -> str:
-    """Return a variable unchanged, or the default if it is unset or empty."""
+    """Return the value without any check."""
     return os.environ.get(name) or default
 
 
 def whole(name: str, default: int, *, minimum: int, maximum: int) -> int:
-    """Return the integer `name`, within its bounds (inclusive)."""
+    """Return the value as an integer from `minimum` to `maximum`, both inclusive."""
     given = text(name, str(default))
     if not re.fullmatch(r"[0-9]{1,12}", given) or not minimum <= int(given) <= maximum:
         raise Misconfigured(
@@ -77,7 +84,7 @@ def whole(name: str, default: int, *, minimum: int, maximum: int) -> int:
 
 
 def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
-    """Return the value of `name`, one of the words in `allowed`."""
+    """Return the value, which must be one of the words in `allowed`."""
     value = text(name, default)
     if value not in allowed:
         raise Misconfigured(ConfigError.MALFORMED, f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
@@ -85,7 +92,7 @@ def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
 
 
 def flag(name: str, *, default: bool) -> bool:
-    """Return a yes or no: true, on, yes, 1 or false, off, no, 0."""
+    """Return True for true, on, yes or 1, and False for false, off, no or 0. Upper-case words are allowed."""
     given = text(name).lower()
     if given and given not in _YES | _NO:
         raise Misconfigured(ConfigError.MALFORMED, f"{name} must be true or false, not {given!r}.")
@@ -93,7 +100,7 @@ def flag(name: str, *, default: bool) -> bool:
 
 
 def rate(name: str, default: str) -> str:
-    """Return a rate in django-ratelimit's form: `120/m`."""
+    """Return a rate in the form of django-ratelimit. Example: `120/m` means 120 in one minute."""
     given = text(name, default)
     if not _RATE.fullmatch(given):
         message = f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {given!r}."
@@ -102,7 +109,7 @@ def rate(name: str, default: str) -> str:
 
 
 def origin(name: str, default: str) -> str:
-    """Return a scheme and host, as `https://fcm.googleapis.com`."""
+    """Return a URL that has only a scheme, a host and possibly a port. Example: `https://fcm.googleapis.com`."""
     given = text(name, default).removesuffix("/")
     found = _ORIGIN.fullmatch(given)
     if found is None or not _is_host(found[1]) or not 1 <= int(found[2] or 443) <= 65_535:
@@ -114,7 +121,10 @@ def origin(name: str, default: str) -> str:
 
 
 def hosts(name: str, default: list[str]) -> list[str]:
-    """Return a comma-separated list of host names, as in Host headers: `mdm.example.com`, `.example.com`, `*`."""
+    """Return the host names in a comma-separated list.
+
+    Forms of a name: `mdm.example.com`, `.example.com` (with all subdomains) and `*` (every host).
+    """
     found = names(name, default)
     if not found:
         raise Misconfigured(ConfigError.MALFORMED, f"{name} contains no host.", "Add one, or do not set the variable.")
@@ -122,7 +132,7 @@ def hosts(name: str, default: list[str]) -> list[str]:
 
 
 def sound_host(name: str, value: str) -> str:
-    """Return a host name that a Host header can contain. Raises Misconfigured for one that no request would match."""
+    """Return `value`. Raises Misconfigured if the Host header of no request can match `value`."""
     if value == "*" or _is_host(value) or (value.startswith(".") and _NAME.fullmatch(value[1:])):
         return value
     message = f"{name} contains {value!r}, which no request's Host can match."
@@ -130,7 +140,7 @@ def sound_host(name: str, value: str) -> str:
 
 
 def _is_host(value: str) -> bool:
-    """Return whether this is a name, an IPv4 address, or an IPv6 address in brackets."""
+    """Return whether `value` is a host name, an IPv4 address, or an IPv6 address in brackets."""
     if value.startswith("[") and value.endswith("]"):
         return "%" not in value and isinstance(_address(value[1:-1]), ipaddress.IPv6Address)
     return _NAME.fullmatch(value) is not None
@@ -156,7 +166,10 @@ def _how_to_write_host(value: str) -> str:
 
 
 def listening_host(name: str, default: str) -> str:
-    """Return the name or address to listen on: no scheme, no port, and an IPv6 address without brackets."""
+    """Return the host name or the address on which the server listens.
+
+    The value has no scheme and no port. An IPv6 address has no brackets.
+    """
     given = text(name, default)
     if _address(given) is None and _NAME.fullmatch(given.replace("_", "-")) is None:
         message = f"{name} must be an address or a host name to listen on, such as {default}, not {given!r}."
@@ -167,12 +180,12 @@ def listening_host(name: str, default: str) -> str:
 
 
 def names(name: str, default: list[str]) -> list[str]:
-    """Return a comma-separated list without blanks."""
+    """Return the entries of a comma-separated list, without spaces around them and without empty entries."""
     return [part.strip() for part in text(name, ",".join(default)).split(",") if part.strip()]
 
 
 def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """Return a comma-separated list of addresses or CIDR networks."""
+    """Return the IP networks in a comma-separated list. An address alone is a network of one address."""
     try:
         found = [ipaddress.ip_network(part) for part in names(name, [])]
     except ValueError as error:
@@ -188,7 +201,10 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
 
 
 def folder(name: str) -> str:
-    """Return the path of a folder that exists and can be written to, or nothing if it is not set."""
+    """Return the path of a folder, or an empty string if the variable is not set.
+
+    The folder must exist, and this process must be able to write there.
+    """
     path = text(name)
     if path and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):
         message = f"{name} is not a folder that this process can write to: {path}."
@@ -197,9 +213,10 @@ def folder(name: str) -> str:
 
 
 def secret(name: str, generated: dict[str, str] | None) -> str:
-    """Return a secret of at least 32 characters from the environment, else the generated secret.
+    """Return a secret, which has at least 32 characters.
 
-    If `generated` is None (because DATABASE_URL is set), a missing secret is an error. No message contains the value.
+    If the variable is not set, return the secret from `generated`. `generated` is None if DATABASE_URL is set: then the
+    variable must be set.
     """
     value = text(name)
     if not value and generated is not None:
@@ -211,13 +228,16 @@ def secret(name: str, generated: dict[str, str] | None) -> str:
 
 
 def optional_secret(name: str) -> str:
-    """Return an optional secret: empty if it is not set, else checked like every other secret."""
+    """Return a secret, which has at least 32 characters, or an empty string if the variable is not set."""
     value = text(name)
     return sound_secret(name, value) if value else ""
 
 
 def generated_secrets(path: Path) -> dict[str, str]:
-    """Return the secrets in the data folder. The first call creates them."""
+    """Return the secrets in the file `path`, by variable. The first call creates the file.
+
+    Raises Misconfigured if the file cannot be read or created.
+    """
     try:
         return secrets_file.load_or_create(path)
     except OSError as error:
@@ -227,12 +247,15 @@ def generated_secrets(path: Path) -> dict[str, str]:
 
 
 def previous_secrets(name: str) -> list[str]:
-    """Return the previous values of a secret (comma-separated), oldest last."""
+    """Return the previous values of a secret from a comma-separated list. The oldest value is last."""
     return [sound_secret(name, value) for value in names(name, [])]
 
 
 def sound_secret(name: str, value: str) -> str:
-    """Return a secret that can be sent, is long enough and not a placeholder. Raises Misconfigured."""
+    """Return `value`. Raises Misconfigured if it cannot be a secret.
+
+    A secret is printable ASCII on one line, has at least 32 characters, and is no placeholder.
+    """
     if not _SECRET.fullmatch(value):
         message = f"{name} must be printable ASCII, on one line, without spaces at its ends."
         raise Misconfigured(ConfigError.MALFORMED, message, _MAKE_ONE)
@@ -245,9 +268,10 @@ def sound_secret(name: str, value: str) -> str:
 
 
 def firebase_service_account() -> dict[str, str] | None:
-    """Return the service account, or None if push is not configured.
+    """Return the Firebase service account, or None if no variable configures one.
 
-    FIREBASE_SERVICE_ACCOUNT_JSON contains the JSON or base64 of it; GOOGLE_APPLICATION_CREDENTIALS names a file.
+    FIREBASE_SERVICE_ACCOUNT_JSON contains the JSON of the account, or base64 of this JSON. If it is not set,
+    GOOGLE_APPLICATION_CREDENTIALS is the path of a file with this content.
     """
     name = "FIREBASE_SERVICE_ACCOUNT_JSON"
     given = text(name).strip()

@@ -1,7 +1,7 @@
-"""Structured logs: one line for each event, to standard output, JSON unless LOG_FORMAT is console.
+"""Structured logs: one line on standard output for each log event.
 
-No line contains a token, key, signature or push token. Each call names the values that it logs, and never logs a whole
-request. If PostgreSQL refused data, the line names the rule and not the row.
+The format is JSON, or text for people if LOG_FORMAT is `console`. No line contains a token, a key, a signature or a
+push token. For an error of PostgreSQL about data, the line names the violated rule but shows no data.
 """
 
 import logging
@@ -18,7 +18,10 @@ from nexmdm.common.postgresql.errors import safe_message
 
 
 def configure(*, level: str, style: str) -> None:
-    """Send structlog's and the standard library's events through one renderer."""
+    """Set up structlog and the standard library's logging, with the same format for both.
+
+    `level` is a name such as `INFO`. `style` is `json` or `console`.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -35,7 +38,7 @@ def configure(*, level: str, style: str) -> None:
 
 
 def _trace(exc_info: ExcInfo) -> str:
-    """Return an error's trace with those of its causes, as Python prints it, but each without secrets."""
+    """Return the traceback of an error and its causes as Python prints it. The messages contain no secrets."""
     error: BaseException | None = exc_info[1]
     parts: list[str] = []
     while error is not None:

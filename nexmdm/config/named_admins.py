@@ -1,4 +1,7 @@
-"""Named admins: ADMIN_KEY_<NAME> with HMAC_SECRET_<NAME>; each name is a principal."""
+"""The keys and secrets of named admins, from the environment.
+
+ADMIN_KEY_OPS1 and HMAC_SECRET_OPS1 configure the admin with the principal `ops1`.
+"""
 
 import os
 import re
@@ -9,13 +12,13 @@ from nexmdm.config import environment
 from nexmdm.config.environment import ConfigError, Misconfigured
 
 UNNAMED: Final = "admin"
-"""The principal of ADMIN_KEY and HMAC_SECRET."""
+"""The principal of the admin with ADMIN_KEY and HMAC_SECRET."""
 
 KEY: Final = "ADMIN_KEY"
 SECRET: Final = "HMAC_SECRET"  # noqa: S105
 _PREVIOUS: Final = "_PREVIOUS"
 _NAME: Final = re.compile("[A-Z0-9]{1,64}")
-"""The database stores a principal of up to 64 characters."""
+"""The form of the name in a variable. The database stores principals of at most 64 characters."""
 
 _TAKEN: Final = {
     "ADMIN": f"{UNNAMED} is the principal of {KEY} and {SECRET}",
@@ -24,15 +27,19 @@ _TAKEN: Final = {
 
 
 def variables() -> list[str]:
-    """Return the variables of the environment that configure named admins, including those with malformed names."""
+    """Return the sorted names of the variables in the environment that configure named admins.
+
+    A variable with an invalid name of an admin is included.
+    """
     beginnings, others = (f"{KEY}_", f"{SECRET}_"), (KEY + _PREVIOUS, SECRET + _PREVIOUS)
     return sorted(name for name in os.environ if name.startswith(beginnings) and name not in others)
 
 
 def keys_and_secrets() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the live admin keys and the live HMAC secrets by principal, the current one first in each list.
+    """Return two dictionaries: the admin keys and the HMAC secrets of each principal.
 
-    A principal with keys always has secrets. Raises Misconfigured, whose message shows no value.
+    The first value of each list is the current value, and the next values are previous values. Both dictionaries have
+    the same principals. Raises Misconfigured if a name is invalid, or if a value is missing or invalid.
     """
     by_name: dict[str, list[str]] = {}
     for variable in filter(environment.text, variables()):
@@ -43,12 +50,15 @@ def keys_and_secrets() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 
 def by_variable(kind: str, live: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Return the live values of each variable, for messages; `kind` is KEY or SECRET."""
+    """Return the values of each variable, by the name of the variable.
+
+    `kind` is KEY or SECRET. `live` contains the values by principal.
+    """
     return {f"{kind}_{principal.upper()}": values for principal, values in live.items()}
 
 
 def _name_in(variable: str) -> str:
-    """Return the name of the admin that a variable configures. Raises Misconfigured if the name is malformed."""
+    """Return the admin's upper-case name in the name of a variable. Raises Misconfigured if the name is invalid."""
     kind = KEY if variable.startswith(KEY) else SECRET
     name = variable.removeprefix(f"{kind}_").removesuffix(_PREVIOUS)
     hint = f"Choose a name such as OPS1: {kind}_OPS1 belongs to the principal ops1."

@@ -1,6 +1,10 @@
-"""Provisioning: its settings, and the content of the QR code with which Android's setup wizard installs the agent.
+"""The settings of provisioning, and the content of its QR code.
 
-The names are those of android.app.admin.DevicePolicyManager.
+Android's setup wizard reads this content and installs the agent. The keys of the content are from
+android.app.admin.DevicePolicyManager.
+
+The functions before `content` check a setting. They return the setting, and raise Misconfigured if the setting is
+invalid. An empty setting is valid.
 """
 
 import base64
@@ -16,7 +20,10 @@ from nexmdm.config.environment import ConfigError, Misconfigured
 
 LONGEST_COMPONENT: Final = 512
 LONGEST_DOWNLOAD_URL: Final = 1024
-"""With these lengths, the content fits into one QR code."""
+"""The limits LONGEST_COMPONENT and LONGEST_DOWNLOAD_URL are in characters.
+
+Within these limits, the content fits into one QR code.
+"""
 
 _NAME: Final = "[A-Za-z][A-Za-z0-9_]*"
 _CLASS_NAME: Final = "[A-Za-z_$][A-Za-z0-9_$]*"
@@ -37,12 +44,12 @@ Provisioning = TypedDict(
 
 
 def public_url(given: str) -> str:
-    """Return the server's address for phones, or nothing if it is not set. Raises Misconfigured."""
+    """Check the server's address for phones, PUBLIC_URL."""
     return environment.origin("PUBLIC_URL", "https://mdm.example.com") if given else ""
 
 
 def agent_component(given: str) -> str:
-    """Return the agent's package and receiver, or nothing if it is not set. Raises Misconfigured."""
+    """Check the agent's package and the class of its device admin receiver."""
     if given and not (_COMPONENT.fullmatch(given) and len(given) <= LONGEST_COMPONENT):
         raise Misconfigured(
             ConfigError.MALFORMED,
@@ -53,7 +60,7 @@ def agent_component(given: str) -> str:
 
 
 def agent_download_url(given: str) -> str:
-    """Return the address of the agent's APK, or nothing if it is not set. Raises Misconfigured."""
+    """Check the URL of the agent's APK."""
     if given and not _is_download_url(given):
         shown = "it contains a user or a password" if "@" in given else repr(given)
         raise Misconfigured(
@@ -77,10 +84,7 @@ def _is_download_url(given: str) -> bool:
 
 
 def agent_signature_checksum(given: str) -> str:
-    """Return the SHA-256 of the agent's certificate in URL-safe base64, or nothing if it is not set.
-
-    Raises Misconfigured.
-    """
+    """Check the SHA-256 of the agent's signing certificate, in URL-safe base64."""
     if given and not _is_sha256(given):
         if _HEXADECIMAL.fullmatch(given):
             right = base64.urlsafe_b64encode(bytes.fromhex(given.replace(":", ""))).decode().rstrip("=")
@@ -102,7 +106,10 @@ def _is_sha256(given: str) -> bool:
 
 
 def content(enrollment_token: str) -> Provisioning | None:
-    """Return the content of the QR code with an enrollment token, or None if provisioning is not configured."""
+    """Return the content of the QR code with an enrollment token.
+
+    Return None if PUBLIC_URL or AGENT_COMPONENT is not set.
+    """
     if not (settings.PUBLIC_URL and settings.AGENT_COMPONENT):
         return None
     found: Provisioning = {

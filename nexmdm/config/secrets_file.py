@@ -1,4 +1,4 @@
-"""The generated secrets of the embedded database, in one file that only its owner can read."""
+"""The file with the generated secrets of a server with the embedded database. Only its owner can read the file."""
 
 import os
 import secrets
@@ -8,9 +8,10 @@ NAMES = ("SECRET_KEY", "ADMIN_KEY", "HMAC_SECRET", "COMMAND_SIGNING_KEY")
 
 
 def load_or_create(path: Path) -> dict[str, str]:
-    """Return the secrets in `path`; the first call creates file and folder (mode 0600).
+    """Return the secrets in the file `path`, by variable.
 
-    Processes that start at the same moment get the same secrets: the first process creates the whole file in one step.
+    If the file does not exist, create the file and its folder, with new secrets. Processes that start at the same time
+    get the same secrets.
     """
     if not path.exists():
         _create(path)

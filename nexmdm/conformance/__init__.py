@@ -1,1 +1,1 @@
-"""The conformance kit: a server, injected faults and scenarios that test an agent."""
+"""The conformance kit, which tests an agent. It has a server, scenarios and injected faults."""

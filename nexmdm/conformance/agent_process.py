@@ -1,4 +1,4 @@
-"""The agent under test: a command that the kit starts, kills and starts again."""
+"""The process of an agent under test."""
 
 import json
 import os
@@ -14,7 +14,12 @@ _WITHOUT_PROXY: Final = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
 class AgentProcess:
-    """One agent. `variables` are those of docs/agent.md, without the paths, which are in `folder`."""
+    """One agent, which the kit starts, kills and starts again.
+
+    - `command`: the command that starts the agent.
+    - `folder`: the folder for the output and the state of the agent.
+    - `variables`: the environment variables of docs/agent.md, except the paths in `folder`.
+    """
 
     def __init__(self, command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
         self._command = command
@@ -29,7 +34,7 @@ class AgentProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it. Raises OSError if the command cannot be run."""
+        """Start the agent. Raises OSError if the command cannot be run."""
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -37,11 +42,11 @@ class AgentProcess:
             )  # fmt: skip
 
     def kill(self) -> None:
-        """End it and its children by SIGKILL, as a flat battery does."""
+        """Kill the agent and its children with SIGKILL. This simulates an empty battery."""
         self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End it by SIGTERM; after ten seconds, by SIGKILL."""
+        """Stop the agent with SIGTERM, and after 10 s with SIGKILL."""
         self._signal(signal.SIGTERM)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -57,12 +62,12 @@ class AgentProcess:
             process.wait()
 
     def executed(self) -> list[str]:
-        """Return the request ids of the actions that the agent carried out, in order, including repeats."""
+        """Return the request id of each action that the agent ran, in order. A repeated action is listed again."""
         lines = self._actions.read_text().splitlines() if self._actions.exists() else []
         return [line.split()[0] for line in lines if line.strip()]
 
     def last_words(self) -> str:
-        """Return the last lines of its output, and its exit status if it has ended by itself."""
+        """Return the last lines of output. If the agent has ended by itself, its exit status follows."""
         lines = self.output.read_text(errors="replace").splitlines()[-_LAST_LINES:]
         if self._process is not None and (status := self._process.poll()) is not None:
             lines.append(f"(It ended with exit status {status}.)")
@@ -70,5 +75,5 @@ class AgentProcess:
 
 
 def target(value: str) -> str:
-    """Return a push target as the agent gets it."""
+    """Return a push target as JSON, in the form of PHONE_PUSH_TARGET."""
     return json.dumps({"kind": "fid", "value": value})

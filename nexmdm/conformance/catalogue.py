@@ -1,4 +1,4 @@
-"""All scenarios, in the order in which they are played and shown in the table of results."""
+"""All scenarios by name, in the order of the output."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The kit: it starts a server and the stand-in for FCM, and plays scenarios against agents."""
+"""The kit: it starts a server and a simulated FCM, and plays scenarios against agents."""
 
 import asyncio
 import secrets
@@ -20,22 +20,25 @@ from nexmdm.conformance.scenario import Scenario
 from nexmdm.conformance.server import Server
 
 JOBS: Final = 8
-"""How many agents run at the same time."""
+"""The number of scenarios that are played at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a scenario ended. `missed` is empty if its promise was kept, else what the agent did instead."""
+    """The result of a scenario.
+
+    `missed` describes what the agent did instead of its promise. It is empty if the agent kept the promise.
+    """
 
     scenario: Scenario
     missed: str
     output: str = ""
-    """The last lines that the agent printed, if it missed the promise."""
+    """The last lines of output of the agent, if the agent missed the promise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """A running kit. `folder` gets a folder for each agent."""
+    """The running kit. It creates a folder for each agent in `folder`."""
 
     server: Server
     pushes: PushStandin
@@ -43,7 +46,7 @@ class Kit:
     folder: Path
 
     async def play(self, scenario: Scenario, command: Sequence[str]) -> Result:
-        """Play a scenario against a new agent."""
+        """Play a scenario against a new agent. `command` is the command that starts the agent."""
         name = f"{scenario.name}-{secrets.token_hex(4)}"
         token = await self._enrollment_token(name)
         mailbox = self.pushes.mailbox()
@@ -71,7 +74,10 @@ class Kit:
     async def play_all(
         self, scenarios: Iterable[Scenario], command: Sequence[str], tell: Callable[[Result], None]
     ) -> list[Result]:
-        """Play scenarios, a few at the same time. Return the results in order; `tell` gets each when it is ready."""
+        """Play scenarios, up to JOBS at the same time. Return the results in the order of the scenarios.
+
+        `tell` is called with each result as soon as it is known.
+        """
         turns = asyncio.Semaphore(JOBS)
 
         async def play(scenario: Scenario) -> Result:
@@ -89,7 +95,7 @@ class Kit:
 
 @asynccontextmanager
 async def running(folder: Path) -> AsyncIterator[Kit]:
-    """Run a kit with all its data in this folder. Raises ServerFailed."""
+    """Run a kit while this context is open. All its data are in `folder`. Raises ServerFailed."""
     async with (
         PushStandin() as pushes,
         server.running(folder, pushes.fcm.url) as started,

@@ -1,4 +1,4 @@
-"""A recording HTTP proxy between one agent and the server. It injects the faults that a scenario asks for."""
+"""An HTTP proxy between an agent and the server. It records all calls and injects faults."""
 
 import asyncio
 import time
@@ -22,17 +22,17 @@ ROTATE: Final = "/v1/token/rotate"
 PORTAL: Final = "/portal"
 
 INTERVAL_SECONDS: Final = 2
-"""The heartbeat interval of the agents under test: short, so that the kit is quick."""
+"""The heartbeat interval of the agents under test, in seconds. It is short so that the kit is fast."""
 
 _HOST: Final = "127.0.0.1"
 
 
 @dataclass(slots=True)
 class Call:
-    """One request of the agent, and the answer that it got: status None if it got none."""
+    """A request of the agent with its answer. `status` is None if the agent got no answer."""
 
     at: float
-    """When the request arrived, by the monotonic clock."""
+    """The time at which the request arrived, from time.monotonic()."""
 
     path: str
     bearer: str
@@ -43,14 +43,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The connection ends without an answer. `done`: the server got the request, and carried it out."""
+    """A fault: the connection ends without an answer. If `done` is true, the server has carried out the request."""
 
     done: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Problem details in the server's place."""
+    """A fault: the proxy answers with problem details. `retry_after` is in seconds."""
 
     status: int
     code: str
@@ -59,7 +59,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Portal:
-    """The page of a captive portal in the server's place, or a redirect to it."""
+    """A fault: the proxy answers as a captive portal, with a page or with a redirect to it."""
 
     status: int
 
@@ -70,8 +70,12 @@ Fault = Lost | Refusal | Portal
 class Proxy:
     """The proxy of one agent. It listens while its context is open.
 
-    Attributes of the next heartbeats' answers: `paces` are the values of `next_heartbeat_seconds`, then `interval`;
-    `offers` are envelopes to add, one list for each heartbeat; `hides_commands` leaves out the server's own.
+    These attributes change the answers to heartbeats:
+
+    - `paces`: the values of `next_heartbeat_seconds` in the next answers.
+    - `interval`: the value of `next_heartbeat_seconds` after `paces` is empty.
+    - `offers`: lists of envelopes. Each of the next answers gets the envelopes of one list.
+    - `hides_commands`: whether to remove the commands of the server. The removed commands are in `hidden`.
     """
 
     def __init__(self, upstream: str, session: aiohttp.ClientSession) -> None:
@@ -101,28 +105,28 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The address at which the agent reaches the server."""
+        """The server's address for the agent."""
         return f"http://{_HOST}:{self.port}"
 
     def fail(self, path: str, *faults: Fault) -> None:
-        """Inject these faults into the next calls of a path, one each."""
+        """Inject one fault into each of the next calls of `path`."""
         self._faults[path].extend(faults)
 
     def block(self, path: str, fault: Fault) -> None:
-        """Inject a fault into each call of a path, until `unblock`."""
+        """Inject a fault into every call of `path` until unblock()."""
         self._blocked[path] = fault
 
     def block_after(self, trigger: str, path: str, fault: Fault) -> None:
-        """Block a path from the moment at which a call of the path `trigger` is answered with 200."""
+        """Block `path` after the next call of the path `trigger` that gets 200."""
         self._triggers[trigger].append((path, fault))
 
     def unblock(self, path: str) -> None:
-        """Let the calls of a path through again."""
+        """Stop the fault of block() for `path`."""
         del self._blocked[path]
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        """Refuse connections while this context is open."""
+        """Refuse all connections while this context is open."""
         assert self._site is not None
         await self._site.stop()
         try:
@@ -131,7 +135,7 @@ class Proxy:
             await self._listen()
 
     def to(self, path: str, *, since: float = 0) -> list[Call]:
-        """Return the calls of a path that arrived after a moment."""
+        """Return the calls of `path` that arrived after `since`, a time of time.monotonic()."""
         return [call for call in self.calls if call.path == path and call.at > since]
 
     async def _listen(self) -> None:
@@ -215,12 +219,11 @@ def _problem(fault: Refusal) -> web.Response:
 
 
 def _cut(request: web.Request) -> web.Response:
-    """End the connection. The returned response is never sent."""
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
 
 
 async def pause(seconds: float) -> None:
-    """Let time pass while the agent runs."""
+    """Wait for `seconds` while the agent runs."""
     await asyncio.sleep(seconds)

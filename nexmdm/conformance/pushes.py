@@ -1,4 +1,4 @@
-"""The stand-in for FCM. It takes the pushes of the dispatcher, and agents read theirs by long poll."""
+"""The pushes of the kit. The dispatcher sends them to a simulated FCM, and agents read them by long polling."""
 
 import asyncio
 import secrets
@@ -13,15 +13,15 @@ from nexmdm.client.phone import Envelope
 from nexmdm.client.simulated_fcm import SimulatedFcm
 
 POLL_SECONDS: Final = 20
-"""How long a poll waits for a push, in seconds, before it is answered with 204."""
+"""How long a poll waits for a push, in seconds. Without a push, the answer is 204."""
 
 _HOST: Final = "127.0.0.1"
 
 
 class Mailbox:
-    """The pushes of one agent.
+    """The pushes to one agent.
 
-    While `is_held` is true, the pushes of the dispatcher do not go to the agent: a scenario takes them from `kept`.
+    All pushes of the dispatcher are stored in `kept`. If `is_held` is true, the agent does not get these pushes.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,24 +34,27 @@ class Mailbox:
 
     @property
     def waits(self) -> bool:
-        """Whether the agent has not taken a push that was handed to it."""
+        """Whether a push waits for the next poll of the agent."""
         return bool(self._waiting)
 
     def arrive(self, envelope: Envelope) -> None:
-        """Take a push from the dispatcher."""
+        """Accept a push of the dispatcher."""
         self.kept[envelope["request_id"]] = envelope
         if not self.is_held:
             self.put(envelope)
 
     def put(self, envelope: Envelope) -> None:
-        """Hand a push to the agent, now or at its next poll."""
+        """Give a push to the agent, now or at its next poll."""
         if self._poll is not None and not self._poll.done():
             self._poll.set_result(envelope)
         else:
             self._waiting.append(envelope)
 
     async def take(self) -> Envelope | None:
-        """Wait for the next push, as the agent's only poll: an earlier poll ends."""
+        """Wait for the next push. Return None after POLL_SECONDS.
+
+        An earlier wait of the same agent is cancelled.
+        """
         if self._poll is not None:
             self._poll.cancel()
         if self._waiting:
@@ -64,14 +67,14 @@ class Mailbox:
 
 
 class PushStandin:
-    """The stand-in of all agents, which listens while its context is open."""
+    """The simulated FCM and the polls of all agents. It listens while its context is open."""
 
     def __init__(self) -> None:
         self.fcm = SimulatedFcm(_HOST, _free_port())
         self._mailboxes: dict[str, Mailbox] = {}
         application = web.Application()
         application.router.add_get("/push/{target}", self._answer)
-        # A poll of an agent that was killed ends, so that it takes no push.
+        # With handler_cancellation, the poll of a killed agent ends. Without it, this poll could take a push.
         self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
         self._port = 0
 
@@ -87,7 +90,7 @@ class PushStandin:
         await self.fcm.__aexit__(*error)
 
     def mailbox(self) -> Mailbox:
-        """Return a new agent's mailbox, with a push target of its own."""
+        """Return the mailbox for a new agent, with a new push target."""
         mailbox = Mailbox(f"http://{_HOST}:{self._port}")
         self._mailboxes[mailbox.target] = mailbox
         self.fcm.phones[mailbox.target] = mailbox.arrive

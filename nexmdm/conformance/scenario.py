@@ -1,4 +1,4 @@
-"""What a scenario is: a name, the rule that it tests, and a function."""
+"""The class of a scenario, which is a test of an agent."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from nexmdm.conformance.case import Case
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`promise` is the rule as docs/agent.md states it. If a run misses the rule, the table of results quotes it.
+    """A test of one rule for agents.
 
-    `variables` are for the agent of this scenario.
+    `promise` is the rule as docs/agent.md states it. `variables` are additional environment variables of the agent.
     """
 
     name: str

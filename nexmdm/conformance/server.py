@@ -1,4 +1,4 @@
-"""The server of the kit: `manage.py serve` as a process, with a data folder of its own."""
+"""The server of the kit: a process of `manage.py serve` with its own data folder."""
 
 import asyncio
 import json
@@ -25,29 +25,29 @@ _START_SECONDS: Final = 90
 _STOP_SECONDS: Final = 60
 _PAUSE_SECONDS: Final = 0.1
 _INHERITED: Final = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "BCRYPT_ROUNDS")
-"""The variables that the server inherits from this process.
+"""The environment variables that the server inherits from this process.
 
-Settings of an installation, such as DATABASE_URL, are not inherited.
+Settings of an existing installation, such as DATABASE_URL, are not inherited.
 """
 
 
 class ServerFailed(Exception):
-    """The server of the kit did not start. The text is its output."""
+    """The server of the kit did not start. The message contains the output of the server."""
 
 
 class Server:
-    """An admin's view of the running server."""
+    """The admin API of the running server."""
 
     def __init__(self, url: str, admin_key: str, hmac_secret: str) -> None:
         self.url = url
         self._key, self._secret = admin_key, hmac_secret
 
     async def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Carry out a write as an admin."""
+        """Send a POST to the admin API. Raises Refused or Unreachable."""
         return await asyncio.to_thread(self._post, path, body)
 
     async def get(self, path: str) -> dict[str, Any]:
-        """Read as an admin."""
+        """Send a GET to the admin API. Raises Refused or Unreachable."""
         return await asyncio.to_thread(self._get, path)
 
     def _post(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -61,7 +61,10 @@ class Server:
 
 @asynccontextmanager
 async def running(folder: Path, fcm_url: str) -> AsyncIterator[Server]:
-    """Run a server in this folder, which sends its pushes to this FCM. Raises ServerFailed."""
+    """Run a server while this context is open. Its data are in `folder`.
+
+    `fcm_url` is the address of the FCM to which the server sends its pushes. Raises ServerFailed.
+    """
     process = await asyncio.to_thread(_start, folder, fcm_url)
     try:
         yield await asyncio.to_thread(_ready, process, folder)
@@ -86,7 +89,7 @@ def _start(folder: Path, fcm_url: str) -> subprocess.Popen[bytes]:
 
 
 def _ready(process: subprocess.Popen[bytes], folder: Path) -> Server:
-    """Wait until the server is ready."""
+    """Wait until the server is ready. Raises ServerFailed if it ends or needs too long."""
     deadline = time.monotonic() + _START_SECONDS
     while _READY not in (said := (folder / _LOG).read_text()):
         if process.poll() is not None or time.monotonic() > deadline:

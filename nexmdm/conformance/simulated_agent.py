@@ -1,7 +1,7 @@
 """The simulated phone as an agent under test: `python -m nexmdm.conformance.simulated_agent`.
 
-`nexmdm/client/phone.py` has the rules of an agent, but neither state nor waits: a simulated phone lives only as long as
-its process. This adapter adds both.
+nexmdm/client/phone.py has the logic of an agent, but stores nothing and does not wait between retries. This module adds
+both.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ def _variable(name: str) -> str:
 
 
 class _Gates:
-    """The times before which no request, or no request of one path, may be sent."""
+    """The times until which requests must wait because of Retry-After. They apply to one path or to all paths."""
 
     def __init__(self) -> None:
         self._open_from: dict[str, float] = {}
@@ -47,12 +47,12 @@ class _Gates:
             self._open_from["" if refusal.status == HTTPStatus.SERVICE_UNAVAILABLE else path] = time.monotonic() + wait
 
     def wait(self, path: str) -> float:
-        """Return how long a path stays closed, in seconds."""
+        """Return how long requests to `path` must still wait, in seconds. The result may be negative."""
         return max(self._open_from.get(path, 0), self._open_from.get("", 0)) - time.monotonic()
 
 
 class SimulatedAgent:
-    """A simulated phone with state in a file, and with the waits of docs/agent.md."""
+    """A simulated phone that stores its state in a file, and waits between retries as docs/agent.md requires."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -66,7 +66,7 @@ class SimulatedAgent:
         self._taking = ""
 
     async def live(self) -> None:
-        """Register once, then send heartbeats and take pushes for ever."""
+        """Register if there is no stored state. Then send heartbeats and take pushes until the task is cancelled."""
         if self._state.exists():
             self._restore()
         else:
@@ -117,7 +117,7 @@ class SimulatedAgent:
             await asyncio.sleep(max(wait, self._gates.wait("/v1/heartbeat")))
 
     def _pause(self, refusal: Refusal | None) -> float:
-        """Return how long to wait after a failure, in seconds."""
+        """Return the wait after a failure, in seconds. `refusal` is None if there was no answer."""
         if refusal is not None and refusal.status in SHUT_OUT:
             self._refusals += 1
             longest = min(_LONGEST_REFUSED_SECONDS, self._interval * 2.0**self._refusals)
@@ -146,7 +146,10 @@ class SimulatedAgent:
         return report is not None
 
     async def _send_reports(self) -> None:
-        """Send the reports that were not answered yet. A report that fails now is sent after the next heartbeat."""
+        """Send all reports that were not answered yet.
+
+        After a failure, the other reports are sent after the next heartbeat.
+        """
         for report in list(self._unsent.values()):
             if self._gates.wait("/v1/action-result") > 0:
                 return

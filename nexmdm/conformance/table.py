@@ -1,4 +1,4 @@
-"""The table of a run: which promises were kept, and for each miss the rule and what the agent did instead."""
+"""The result of a run as text: the kept promises, and an explanation of each missed promise."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _NAME_WIDTH: Final = 22
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return the table as text, with the number of kept promises in the last line."""
+    """Return the result as text. Its last line is the number of kept promises."""
     lines = [f"{result.scenario.name:{_NAME_WIDTH}}{'MISSED' if result.missed else 'kept'}" for result in results]
     for result in results:
         if result.missed:

@@ -1,1 +1,1 @@
-"""Management commands."""
+"""The commands of `manage.py`."""

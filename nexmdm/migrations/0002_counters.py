@@ -1,4 +1,7 @@
-"""The counters of the rate limits: unlogged, because they need not survive a crash."""
+"""Create the table with the counters of the rate limits.
+
+The table is unlogged, because the counters may be lost in a crash.
+"""
 
 from django.db import migrations
 

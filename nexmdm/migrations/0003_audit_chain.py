@@ -1,13 +1,13 @@
-"""The columns of the audit's chain, and a trigger that lets only retention delete entries.
+"""Add the columns of the audit chain, and a trigger that allows only retention to delete entries.
 
-Nothing here reads or rewrites the table; code that does not know the new columns continues to write entries.
+The migration neither reads nor rewrites existing entries. The previous version of NexMDM can still write entries.
 """
 
 from typing import Final
 
 from django.db import migrations, models
 
-# The hash of an entry: nexmdm/audit/chain.py computes the same hash in Python, to verify the audit.
+# nexmdm/audit/chain.py computes the same hash in Python.
 _HASH: Final = """
     CREATE FUNCTION nexmdm_audit_hash(entry nexmdm_auditentry) RETURNS text LANGUAGE sql STABLE AS $$
         SELECT encode(sha256(convert_to(json_build_array(
@@ -18,7 +18,7 @@ _HASH: Final = """
         )::text, 'UTF8')), 'hex')
     $$
 """
-# Appends wait for each other on the mark's row, from here to their commit.
+# Each insertion locks the mark `newest` until its commit. Other insertions wait for this lock.
 _APPEND: Final = """
     CREATE FUNCTION nexmdm_audit_append() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -35,7 +35,7 @@ _APPEND: Final = """
         RETURN NEW;
     END $$
 """
-# Retention moves its mark first, and may then delete the entries up to the mark.
+# Retention moves the mark `pruned` first. Then it may delete the entries up to this mark.
 _REFUSE: Final = """
     CREATE FUNCTION nexmdm_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

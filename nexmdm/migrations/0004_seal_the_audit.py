@@ -1,8 +1,8 @@
-"""Chain the existing audit entries in their order, in batches; then have a trigger chain the next ones.
+"""Chain the existing audit entries in batches. Then add the trigger that chains new entries.
 
-The table is locked twice, each time for a moment. The first lock waits until all writers have ended: after that, no
-entry can appear below the last one. Under the second lock, no transaction writes, and the triggers are created. An
-interrupted run is continued.
+The migration locks the table twice, for a moment. The first lock waits until all transactions that write entries have
+ended. After this lock, each new entry has a higher id than all earlier entries. Under the second lock, the last entries
+are chained and the triggers are created. A second run continues an interrupted run.
 """
 
 from typing import Final
@@ -52,7 +52,7 @@ _CHANGE_BACK: Final = """
 
 
 def seal(_: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """Chain the existing entries, then change over."""
+    """Chain the existing entries, and create the triggers for new entries."""
     connection = schema_editor.connection
     with connection.cursor() as cursor:
         cursor.execute(_CHANGE_BACK)

@@ -1,8 +1,8 @@
-"""Move the mark of the newest entry after each entry instead of before it; let no young entry be deleted.
+"""Move the mark `newest` after the insertion of each entry. Refuse to delete an entry younger than a day.
 
-A mark that is moved after the entry can be compared with existing entries, which the next migration does. Only the
-entries' table is locked, for a moment: a transaction that appends has this lock, and then requests the mark's lock. So
-both locks in one migration could cause a deadlock.
+Before this migration, the mark moved before the insertion. Now a trigger can compare the mark with a stored entry, and
+0007 adds this trigger. 0007 is a separate migration to avoid a deadlock: a writer locks the entries first, and the
+marks second. So a migration must not lock both tables.
 """
 
 from importlib import import_module
@@ -12,8 +12,8 @@ from django.db import migrations
 
 _BEFORE: Final = vars(import_module("nexmdm.migrations.0003_audit_chain"))
 
-# Appends wait for each other on the mark's row, from here to their commit. If a statement appends several entries, each
-# one follows the one before it, although the mark is still at an earlier entry.
+# Each insertion locks the mark `newest` until its commit. Other insertions wait for this lock. If a statement inserts
+# several entries, the mark moves only at the end. So the function looks for entries after the mark.
 _APPEND: Final = """
     CREATE OR REPLACE FUNCTION nexmdm_audit_append() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -41,7 +41,7 @@ _FOLLOW: Final = """
         RETURN NULL;
     END $$
 """
-# Retention moves its mark first, and may then delete the entries up to the mark.
+# Retention moves the mark `pruned` first. Then it may delete the entries up to this mark.
 _REFUSE: Final = """
     CREATE OR REPLACE FUNCTION nexmdm_audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -61,7 +61,8 @@ _TRIGGER: Final = """
     CREATE TRIGGER audit_followed AFTER INSERT ON nexmdm_auditentry
         FOR EACH ROW EXECUTE FUNCTION nexmdm_audit_follow()
 """
-# The caller cannot use tables and functions of its own: a temporary table would be found before all others.
+# With a fixed search path, the functions never use tables or functions of the caller. By default, PostgreSQL finds a
+# temporary table first.
 _PATHS: Final = """
     DO $do$ DECLARE
         ours text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'nexmdm_auditentry'::regclass);
@@ -83,7 +84,7 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.RunSQL(_FOLLOW, "DROP FUNCTION nexmdm_audit_follow()"),
-        # The trigger first: its lock waits for the transactions that have appended in the old way.
+        # This trigger comes first. Its lock waits for transactions that still use the earlier function.
         migrations.RunSQL(_TRIGGER, "DROP TRIGGER audit_followed ON nexmdm_auditentry"),
         migrations.RunSQL(_APPEND, _again(_BEFORE["_APPEND"])),
         migrations.RunSQL(_REFUSE, _again(_BEFORE["_REFUSE"])),

@@ -1,10 +1,13 @@
-"""Let the audit's marks move only along existing entries; retention must delete all entries up to its mark."""
+"""Allow a mark to move only to an existing entry.
+
+If retention moves the mark `pruned`, retention must delete all entries up to the mark in the same transaction.
+"""
 
 from typing import Final
 
 from django.db import migrations
 
-# An insert under an existing name fails, does nothing, or continues as an UPDATE.
+# An INSERT of an existing name is allowed here: it fails, does nothing (ON CONFLICT), or becomes an UPDATE.
 _GUARD: Final = """
     CREATE FUNCTION nexmdm_audit_guard() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
@@ -62,7 +65,8 @@ _NO_TRIGGERS: Final = """
     DROP TRIGGER audit_mark_not_truncated ON nexmdm_auditmark;
     DROP TRIGGER audit_mark_guarded ON nexmdm_auditmark
 """
-# The caller cannot use tables and functions of its own: a temporary table would be found before all others.
+# With a fixed search path, the functions never use tables or functions of the caller. By default, PostgreSQL finds a
+# temporary table first.
 _PATHS: Final = """
     DO $do$ DECLARE
         ours text := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'nexmdm_auditmark'::regclass);

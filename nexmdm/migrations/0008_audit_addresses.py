@@ -1,4 +1,7 @@
-"""Store the address of an audit entry as it is hashed: without the netmask that an insert by hand may have."""
+"""Store the address of an audit entry without a netmask.
+
+The hash contains the address without a netmask. An INSERT by hand could store an address with a netmask.
+"""
 
 from importlib import import_module
 from typing import Final
@@ -33,5 +36,5 @@ _APPEND: Final = """
 class Migration(migrations.Migration):
     dependencies = [("nexmdm", "0007_guard_the_audit_marks")]
 
-    # A function that is replaced loses its search path, in this migration and in its reversal.
+    # CREATE OR REPLACE removes the search path of a function. So both directions set it again.
     operations = [migrations.RunSQL(_APPEND + _BEFORE["_PATHS"], f"{_BEFORE['_APPEND']};{_BEFORE['_PATHS']}")]

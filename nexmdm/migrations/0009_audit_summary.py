@@ -1,6 +1,6 @@
-"""Store the summary of an entry, and include it in the hash; existing entries keep their hashes.
+"""Add the summary to audit entries, and include it in the hash.
 
-The previous version continues to write entries: without a summary, and hashed as before.
+Entries without a summary keep their hashes. The previous version of NexMDM can still write entries without a summary.
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ from django.db import migrations, models
 _CHAIN: Final = vars(import_module("nexmdm.migrations.0003_audit_chain"))
 _LINKS: Final = vars(import_module("nexmdm.migrations.0006_audit_by_links"))
 
-# The hash of an entry: nexmdm/audit/chain.py computes the same hash in Python, to verify the audit.
+# nexmdm/audit/chain.py computes the same hash in Python.
 _HASH: Final = """
     CREATE OR REPLACE FUNCTION nexmdm_audit_hash(entry nexmdm_auditentry) RETURNS text LANGUAGE sql STABLE AS $$
         SELECT encode(sha256(convert_to(CASE
@@ -47,6 +47,6 @@ class Migration(migrations.Migration):
         _added("target", models.CharField(blank=True, db_default="", max_length=200)),
         _added("device_count", models.IntegerField(blank=True, null=True)),
         _added("dry_run", models.BooleanField(blank=True, null=True)),
-        # A function that is replaced loses its search path, in this migration and in its reversal.
+        # CREATE OR REPLACE removes the search path of a function. So both directions set it again.
         migrations.RunSQL(_HASH + _LINKS["_PATHS"], f"{_HASH_BEFORE};{_LINKS['_PATHS']}"),
     ]

@@ -1,4 +1,4 @@
-"""Indexes to find the audit's entries by action, command and device."""
+"""Add indexes to find audit entries by action, command and device."""
 
 from typing import Final
 

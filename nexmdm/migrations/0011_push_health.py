@@ -1,4 +1,4 @@
-"""The push health of past hours."""
+"""Add the table with the push health of past hours."""
 
 from django.db import migrations, models
 

@@ -1,7 +1,7 @@
-"""The event feed.
+"""Add the tables of the event feed.
 
-The rows are read and deleted in the order of their key, so no other index exists: each further index would make every
-settlement of a delivery more expensive.
+The primary key is the only index, because every index makes each settlement of a delivery slower. NexMDM reads and
+deletes the rows in the order of this key.
 """
 
 from typing import Final
@@ -11,15 +11,16 @@ from django.db import migrations, models
 
 import nexmdm.models
 
-# The place of an event in the order: not before any transaction that has ended, and not before its own transaction.
-# Each call in a VOLATILE function has a new snapshot, so it also sees what ended while the statement waited for a lock.
+# The place of an event in the event feed. It is at least the id of every transaction that has ended, and of the event's
+# own transaction. The function is VOLATILE: each call gets a new snapshot, with the transactions that ended while the
+# statement waited for a lock.
 _PLACE: Final = """
     CREATE FUNCTION nexmdm_event_place() RETURNS xid8 LANGUAGE plpgsql VOLATILE AS $$
     BEGIN
         RETURN GREATEST(pg_current_xact_id(), pg_snapshot_xmax(pg_current_snapshot()));
     END $$
 """
-# Django has no field for an identity column that is not the whole primary key.
+# In SQL, because Django has no identity column that is only a part of the primary key.
 _CREATE: Final = """
     CREATE TABLE nexmdm_event (
         xid xid8 NOT NULL DEFAULT nexmdm_event_place(),

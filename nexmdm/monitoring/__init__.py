@@ -1,1 +1,1 @@
-"""Figures about the running system: Prometheus metrics, dispatcher status, fleet summary."""
+"""Figures about the running server: metrics, dispatchers, the summary of the fleet, push health."""

@@ -1,4 +1,4 @@
-"""The dispatchers that are alive, and whether they can push: each updates its own row."""
+"""Which dispatchers run, and whether they can send pushes. Each dispatcher updates its own row."""
 
 import os
 import socket
@@ -20,7 +20,10 @@ FORGOTTEN: Final = timedelta(days=1)
 
 
 def note_seen(state: Circuit) -> int:
-    """Record that this dispatcher is alive, and the state of its circuit; return how many are alive, including it."""
+    """Record that this dispatcher runs, with the state of its circuit breaker.
+
+    Return the number of running dispatchers, including this dispatcher.
+    """
     fields = {"last_seen_at": Now(), "circuit": state.state, "circuit_reason": state.reason}
     DispatcherSeen.objects.update_or_create(name=NAME, defaults=fields)
     DispatcherSeen.objects.filter(last_seen_at__lt=Now() - FORGOTTEN).delete()
@@ -33,7 +36,10 @@ def leave() -> None:
 
 
 def dispatcher_state() -> str:
-    """Return `ok`, or the time when a dispatcher was last seen."""
+    """Return `ok` if a dispatcher runs.
+
+    If no dispatcher runs, return `never seen`, or a text with the time when a dispatcher was last seen.
+    """
     last = DispatcherSeen.objects.order_by("-last_seen_at").first()
     if last is None:
         return "never seen"
@@ -43,7 +49,10 @@ def dispatcher_state() -> str:
 
 
 def push_state() -> str:
-    """Return `unconfigured`, `circuit_open` (no live dispatcher can push), or `ok`."""
+    """Return `unconfigured`, `circuit_open` or `ok`.
+
+    `circuit_open` means that the circuit of every running dispatcher is open.
+    """
     if settings.FIREBASE_SERVICE_ACCOUNT is None:
         return "unconfigured"
     states = set(DispatcherSeen.objects.filter(last_seen_at__gt=Now() - ALIVE).values_list("circuit", flat=True))

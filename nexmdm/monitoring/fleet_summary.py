@@ -1,4 +1,4 @@
-"""Counts of the fleet: devices by presence, open deliveries, pushes by FCM code."""
+"""Counts of the fleet: devices by presence, open deliveries, and pushes by their result."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,7 +26,7 @@ _PUSHES: Final = """
 
 
 class DevicesByPresence(ResponseSchema):
-    """Devices by presence; revoked and retired ones are counted separately."""
+    """The number of devices with each presence. Each device is counted once."""
 
     online: int
     offline: int
@@ -36,7 +36,11 @@ class DevicesByPresence(ResponseSchema):
 
 
 class Summary(ResponseSchema):
-    """Counts of the fleet. Pushes are counted by FCM's error code, else by HTTP status, else by outcome."""
+    """Counts of the fleet.
+
+    The keys of `pushes_last_hour` are `OK` and the error codes of FCM. Without an error code, the key is the HTTP
+    status. Without an HTTP status, the key is the outcome of the attempt.
+    """
 
     devices: DevicesByPresence
     open_deliveries: int
@@ -44,7 +48,7 @@ class Summary(ResponseSchema):
 
 
 def summary() -> Summary:
-    """Count the fleet."""
+    """Return the counts of the fleet."""
     return Summary(
         devices=devices_by_presence(),
         open_deliveries=Delivery.objects.open().count(),
@@ -53,14 +57,18 @@ def summary() -> Summary:
 
 
 def devices_by_presence() -> DevicesByPresence:
-    """Count the devices; the table is read once."""
+    """Return the number of devices with each presence. This is one query."""
     counted = {name: Count("pk", filter=condition) for name, condition in presences().items()}
     return DevicesByPresence(**Device.objects.aggregate(**counted))
 
 
 @dataclass(frozen=True, slots=True)
 class Pushes:
-    """The number of pushes that ended with one code: FCM's error code, else the HTTP status, else the outcome."""
+    """The number of pushes with the same result.
+
+    `code` is `OK`, the error code of FCM, the HTTP status, or the outcome of the attempt. `oldest_at` is the time at
+    which the first of these pushes ended.
+    """
 
     code: str
     count: int
@@ -68,7 +76,10 @@ class Pushes:
 
 
 def pushes_of(span: timedelta, most: int | None = None) -> list[Pushes]:
-    """Count the pushes that ended in the last `span`, or the newest `most` of them; the most frequent code first."""
+    """Count the pushes that ended in the last `span`, by code. The most frequent code is first.
+
+    If `most` is set, only the newest `most` pushes are counted.
+    """
     counted: dict[str, Pushes] = {}
     for fcm_error, http_status, outcome, count, oldest_at in database.rows(_PUSHES, [span, most]):
         code = fcm_error or ("OK" if outcome == AttemptOutcome.ACCEPTED else str(http_status or outcome.upper()))

@@ -1,6 +1,7 @@
-"""Prometheus: a histogram of requests from the outermost layer, gauges read from the database at scrape time.
+"""The metrics for Prometheus.
 
-No label carries an id or free text.
+Request times are measured by the web worker. Gauges are read from the database when the metrics are requested. No label
+contains an id or free text.
 """
 
 import asyncio
@@ -54,13 +55,13 @@ _MEMORY: Final = Path("/proc/self/statm")
 
 
 class Timed:
-    """An ASGI application that measures the requests of another one, by the facts in RequestFacts."""
+    """An ASGI application that measures how long another application takes for each request."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request and observe it under its route's name; pass on the server's lifespan."""
+        """Serve one request, and measure its time by route, method and status."""
         started = time.perf_counter()
         try:
             await self._app(scope, receive, send)
@@ -73,10 +74,11 @@ class Timed:
 
 
 class HistogramBuffer:
-    """Observations of one series of REQUEST_SECONDS, added up here and moved to the histogram a few times a second.
+    """A buffer for the request times with one route, method and status.
 
-    With several processes, a histogram is in a shared file, and each observation writes to it twice, under a lock. For
-    a heartbeat, that costs more than its log line.
+    Every FLUSH_SECONDS, the times in the buffer are added to the histogram. With several processes, a histogram is in a
+    shared file. Without the buffer, each request would write to this file twice under a lock. These writes would cost
+    more than the log line of a heartbeat.
     """
 
     def __init__(self, route: str, method: str, status: int) -> None:
@@ -85,13 +87,13 @@ class HistogramBuffer:
         self._seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """Add an observation."""
+        """Add one request that took `seconds`."""
         self._counts[bisect_left(BUCKETS, seconds)] += 1
         self._seconds += seconds
         _FLUSH_TIMER.start()
 
     def flush(self) -> None:
-        """Move the added observations to the histogram."""
+        """Move the contents of the buffer to the histogram."""
         counts, self._counts = self._counts, [0] * len(self._counts)
         seconds, self._seconds = self._seconds, 0.0
         for bucket, count in zip(self._child._buckets, counts, strict=True):  # noqa: SLF001
@@ -101,25 +103,25 @@ class HistogramBuffer:
             self._child._sum.inc(seconds)  # noqa: SLF001
 
     def handed_over(self) -> list[int]:
-        """Return the observations that the histogram has received from this process, by bucket."""
+        """Return the number of requests in each bucket of the histogram, for this process."""
         return [int(bucket.get()) for bucket in self._child._buckets]  # noqa: SLF001
 
 
 class _FlushTimer:
-    """The one timer of an event loop, which flushes the buffers."""
+    """The timer that flushes all buffers of an event loop."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Flush the buffers soon."""
+        """Flush the buffers after FLUSH_SECONDS, unless a flush is already planned."""
         loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
             self._loop, self._timer = loop, loop.call_later(FLUSH_SECONDS, self.now)
 
     def now(self) -> None:
-        """Flush the buffers."""
+        """Flush the buffers immediately."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -140,15 +142,19 @@ def _buffer_of(route: str, method: str, status: int) -> HistogramBuffer:
 
 
 def flush_buffers() -> None:
-    """Move recent observations to the histograms: before they are read, and before the process ends.
+    """Move the contents of all buffers to the histograms.
 
-    Call it on the event loop, like every method of a buffer.
+    Call this before the histograms are read, and before the process ends. Call this only on the event loop.
     """
     _FLUSH_TIMER.now()
 
 
 def bucket_counts(route: str, method: str) -> list[int]:
-    """Return how many requests of a route this process answered within each of BUCKETS, and (last) beyond them."""
+    """Return how many requests of a route this process has answered, by the time that they took.
+
+    The list has one number for each limit in BUCKETS. The last number counts the requests that took longer. Each
+    request is counted only in its own bucket.
+    """
     _FLUSH_TIMER.now()
     counts = [0] * (len(BUCKETS) + 1)
     for key, buffer in _buffers.items():
@@ -158,7 +164,7 @@ def bucket_counts(route: str, method: str) -> list[int]:
 
 
 def note_memory(part: str) -> None:
-    """Set the gauge of this process's memory, if the system reports it; `part` is its label, `web` or `dispatch`."""
+    """Set the gauge of this process's memory. `part` is the label, `web` or `dispatch`."""
     if _MEMORY.exists():
         MEMORY_BYTES.labels(part).set(int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
@@ -179,7 +185,7 @@ _FAMILIES: Final = (
     ("nexmdm_webhook_lag_seconds", "How long the oldest event has waited for a webhook that is not paused.", None,
         (None,)),
 )  # fmt: skip
-"""The name, help, label and label values of each gauge. The values of _values() have the same order."""
+"""The name, help text, label and label values of each gauge, in the order of the values of `_values()`."""
 
 _GAUGES: Final = """
     SELECT
@@ -203,14 +209,14 @@ _GAUGES: Final = """
 
 
 class Gauges(Collector):
-    """The gauges whose values come from the database, read by three statements at a scrape and kept for 15 s."""
+    """The gauges from the database. Three statements read the values, which are then used for 15 s."""
 
     def __init__(self) -> None:
         self._read_at = float("-inf")
         self._values: Sequence[float] = ()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauges."""
+        """Yield the gauges with their values."""
         if time.monotonic() - self._read_at > GAUGES_LIVE_SECONDS:
             self._values = _values()
             self._read_at = time.monotonic()
@@ -239,7 +245,11 @@ _gauges: Final = Gauges()
 
 
 def exposition() -> bytes:
-    """Return the metrics of all processes that share PROMETHEUS_MULTIPROC_DIR; if it is not set, of this one."""
+    """Return all metrics in the text format of Prometheus.
+
+    If PROMETHEUS_MULTIPROC_DIR is set, the metrics of all processes with this folder are added up. If the variable is
+    not set, the metrics are only from this process.
+    """
     registry = CollectorRegistry()
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         multiprocess.MultiProcessCollector(registry, path=str(Path(folder)))  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""Push health: counts of pushes and their results by model, manufacturer, Android version or agent version.
+"""Push health: counts of pushes and their results by a field of the devices.
 
-The dispatcher counts each hour once, after its end. So an answer reads only the first and the last part of an hour row
-by row.
+After the end of each hour, the dispatcher stores the counts of this hour. A query uses these counts for whole hours. It
+counts single rows only for the parts of hours at the beginning and at the end.
 """
 
 import math
@@ -25,14 +25,20 @@ from nexmdm.models import PushHealthHour
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
 SETTLING: Final = timedelta(minutes=5)
-"""How long after its end an hour is counted: by then, each transaction that began in this hour has ended."""
+"""The time from the end of an hour until its pushes are counted.
+
+By then, every transaction that began in the hour has ended.
+"""
 
 BANDS_PER_DOUBLING: Final = 8
-"""The number of latency bands for each doubling. A latency is exact to 4.5 %, which is half of a band."""
+"""The number of latency bands from a latency to its double.
+
+The error of a latency is at most 4.5 %, which is half of a band.
+"""
 
 
 class PushHealthField(StrEnum):
-    """The fields of a device by which pushes are counted."""
+    """The fields of a device by which pushes can be counted."""
 
     MODEL = "model"
     MANUFACTURER = "manufacturer"
@@ -41,17 +47,21 @@ class PushHealthField(StrEnum):
 
 
 class PushHealthQuery(Body):
-    """`since`: the time from which pushes are counted; by default a day ago."""
+    """The query of push health.
+
+    - `by`: the field whose values are the rows.
+    - `since`: the time from which pushes are counted. The default is a day ago.
+    """
 
     by: PushHealthField = PushHealthField.MODEL
     since: Time | None = None
 
 
 class PushHealthRow(ResponseSchema):
-    """The pushes to the devices with one value (`key`) of a field. `key` is empty for phones that reported no value.
+    """The push health of the devices with one value of a field.
 
-    A push counts at the time of its end, and an answer at the time of its delivery's end, whatever the field's value
-    was before.
+    `key` is this value. `key` is empty for phones that reported no value. A push is counted if it ended after `since`.
+    An answer is counted if its delivery was settled after `since`.
     """
 
     key: str
@@ -87,12 +97,12 @@ class PushHealthRow(ResponseSchema):
 
 
 class PushHealthList(ResponseSchema):
-    """Push health, the value with most attempts first."""
+    """The push health. The value with the most attempts comes first."""
 
     items: list[PushHealthRow]
 
 
-# The events of a span, each with its device. Attempts that were not sent do not count.
+# Counts of the pushes and answers between two times. Attempts without a request to FCM are not counted.
 _COUNTED: Final = """
     WITH event AS (
         SELECT delivery.device_id, 1 AS attempts, (attempt.outcome = 'accepted')::int AS accepted,
@@ -151,8 +161,9 @@ _HOURS: Final = """
     FROM nexmdm_pushhealthhour
     WHERE field = ANY(%(fields)s) AND starts_at >= %(since)s AND starts_at < %(until)s
 """
-# The first hour with anything in it, if no hour is counted yet. A delivery that is past its time, but not marked as
-# expired yet, will get the end of its time as its time of settlement. Until then, the hour of that time is not counted.
+# The start of the next hour to count, and the time until which counts are final. If no hour is counted yet, the next
+# hour is the first hour with a push or an answer. A delivery may be past `open_until` and not be settled yet. Its
+# `settled_at` will be `open_until`. So the hour of `open_until` is not final until this delivery is settled.
 _NEXT_HOUR: Final = """
     SELECT date_trunc('hour', COALESCE(
         (SELECT max(starts_at) + interval '1 hour' FROM nexmdm_pushhealthhour WHERE field = ''),
@@ -166,7 +177,7 @@ _NEXT_HOUR: Final = """
 
 
 def list_health(by: PushHealthField, since: datetime | None) -> PushHealthList:
-    """Return the push health since a time, by default since a day ago."""
+    """Return the push health by the field `by`, for pushes since `since`. The default is a day ago."""
     now = database.now()
     since = now - DAY if since is None else since
     totals: dict[str, Counter[str]] = {}
@@ -183,11 +194,10 @@ def list_health(by: PushHealthField, since: datetime | None) -> PushHealthList:
 
 
 def _devices(by: PushHealthField) -> dict[str, int]:
-    """Return how many active devices have each value of a field."""
     rows: QuerySet[Any] = Device.objects.active()
     if by is PushHealthField.AGENT_VERSION:
         rows = Presence.objects.filter(device__revoked_at=None)
-    # The other fields need no join of all devices, which would take most of the time.
+    # The other fields are columns of the device, and need no join with the presence, which would be slow.
     return dict(rows.order_by().values_list(by.value).annotate(Count("pk")))
 
 
@@ -195,7 +205,10 @@ _COUNTS: Final = ("attempts", "accepted", "answered_by_push", "answered_by_heart
 
 
 def _counted(fields: list[str], since: datetime, until: datetime) -> Iterable[tuple[Any, ...]]:
-    """Return the counts of a span by the fields' values: whole hours as they are stored, the rest from the rows."""
+    """Return the counts from `since` until `until`, by field and value.
+
+    The counts of whole hours come from the stored hours. All other counts come from single rows.
+    """
     first = _hour_of(since + HOUR - timedelta(microseconds=1))
     last = PushHealthHour.objects.filter(field="").aggregate(last=Max("starts_at"))["last"]
     stored_until = until if last is None else min(until, last + HOUR)
@@ -228,7 +241,11 @@ def _row(key: str, devices: int, counts: Counter[str], latencies: Counter[int]) 
 
 
 def _percentile(latencies: Counter[int], share: float) -> int | None:
-    """Return the middle of the band in which this share of the latencies is reached, in milliseconds."""
+    """Return a percentile of the latencies, in ms. The result is the middle of a latency band.
+
+    `latencies` contains the number of answers in each band. `share` is 0.5 for the median. Return None if there are no
+    answers.
+    """
     left = math.ceil(latencies.total() * share)
     for band in sorted(latencies):
         left -= latencies[band]
@@ -238,10 +255,10 @@ def _percentile(latencies: Counter[int], share: float) -> int | None:
 
 
 def count_hours(limit: int) -> int:
-    """Store the counts of the next hours, at most `limit`, and return how many hours it stored.
+    """Store the counts of past hours that are not stored yet. Return how many hours were stored, at most `limit`.
 
-    The count begins after the last stored hour, and stops at the first hour whose counts may still change. Each hour
-    has its own transaction.
+    The oldest hour is stored first. The work stops at the first hour whose counts may still change. Each hour has its
+    own transaction.
     """
     for done in range(limit):
         if not _count_next_hour():
@@ -261,7 +278,10 @@ def _count_next_hour() -> bool:
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` rows of hours that began more than `kept` ago; return how many it deleted."""
+    """Delete the stored counts of hours that began more than `kept` ago. Return the number of deleted rows.
+
+    One call deletes at most `limit` rows.
+    """
     old = PushHealthHour.objects.filter(starts_at__lt=Now() - kept).order_by("starts_at").values_list("id", flat=True)
     deleted, _ = PushHealthHour.objects.filter(id__in=list(old[:limit])).delete()
     return deleted

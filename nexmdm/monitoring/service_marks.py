@@ -1,4 +1,7 @@
-"""The marks of a web worker: while it runs, it records so every few seconds (devices/presence/service_time.py)."""
+"""The marks that a web worker writes every few seconds while it runs.
+
+devices/presence/service_time.py finds the service gaps from these marks.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,8 +21,8 @@ Run = Callable[[Callable[[], None]], Awaitable[None]]
 
 @asynccontextmanager
 async def written() -> AsyncIterator[None]:
-    """Write marks inside this context, the first one before it begins."""
-    # Briefly: a server starts, also if the database is away.
+    """Write marks while this context is open. The first mark is written before the context begins."""
+    # Briefly, because a server must also start if the database is not available.
     async with ThreadSensitiveContext():
         await _write(run_briefly)
     task = asyncio.create_task(_repeat())
@@ -32,7 +35,7 @@ async def written() -> AsyncIterator[None]:
 
 
 async def _repeat() -> None:
-    # A separate thread: a mark waits for no other work.
+    # In a separate thread, because a mark must not wait for other work.
     async with ThreadSensitiveContext():
         while True:
             await asyncio.sleep(service_time.MARK_EVERY_SECONDS)

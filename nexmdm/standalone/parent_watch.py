@@ -1,6 +1,7 @@
-"""The watch on the parent: a child process of `serve` ends soon after its parent, however the parent ended.
+"""The watch that ends a child process of `serve` after serve has ended or crashed.
 
-The parent keeps the write end of a pipe. The child inherits the read end; NEXMDM_LIFELINE_FD contains its number.
+serve keeps the write end of a pipe, and the child inherits the read end. When serve ends, the write end closes, and the
+child reads the end of file. NEXMDM_LIFELINE_FD is the descriptor of the read end.
 """
 
 import os
@@ -14,9 +15,9 @@ _SECONDS_TO_FINISH: Final = 30
 
 
 def watch() -> None:
-    """Send this process SIGTERM when its parent has ended, and SIGKILL 30 s later.
+    """Start a thread that ends this process when serve has ended.
 
-    Do nothing if there is no such pipe.
+    The thread sends SIGTERM immediately, and SIGKILL 30 s later. If NEXMDM_LIFELINE_FD is not set, do nothing.
     """
     descriptor = os.environ.pop(VARIABLE, "")
     if descriptor:

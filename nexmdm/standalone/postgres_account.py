@@ -1,4 +1,7 @@
-"""The account that runs programs which refuse to run as root, and its access to their folders."""
+"""The account that runs PostgreSQL, if NexMDM runs as root.
+
+PostgreSQL refuses to run as root. The account also needs access to the folders of PostgreSQL.
+"""
 
 import os
 import pwd
@@ -12,12 +15,12 @@ _CANDIDATES: Final = ("postgres", "nobody")
 
 
 class CannotDelegateError(RuntimeError):
-    """An unprivileged account cannot do the work; the message contains the remedy."""
+    """No other account than root can run PostgreSQL here. The message contains the remedy."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """An account that is not root."""
+    """An account of the operating system. `uid` is never 0."""
 
     name: str
     uid: int
@@ -25,9 +28,10 @@ class Account:
 
 
 def account_for(folder: Path) -> Account | None:
-    """Return the account for a program that works in `folder`; None if this process does not run as root.
+    """Return the account that must run a program which works in `folder`.
 
-    If the folder's owner is not root, the owner is the account, so that the owner can continue to use the folder.
+    The account is the owner of the folder. If the owner is root, the account is `postgres` or `nobody`. Return None if
+    this process does not run as root. Raises CannotDelegateError if neither account exists.
     """
     if os.geteuid() != 0:
         return None
@@ -43,7 +47,10 @@ def account_for(folder: Path) -> Account | None:
 
 
 def give(folder: Path, account: Account | None) -> None:
-    """Make this account the owner of `folder` and all its content, and remove the access of all others."""
+    """Create `folder` with the mode 0700 if it does not exist, and give it with all its content to `account`.
+
+    If `account` is None, the owner stays the same. Raises CannotDelegateError if the owner cannot be changed.
+    """
     folder.mkdir(mode=0o700, exist_ok=True)
     if account is None or folder.stat().st_uid == account.uid:
         return
@@ -55,9 +62,10 @@ def give(folder: Path, account: Account | None) -> None:
 
 
 def admit(account: Account | None, path: Path) -> None:
-    """Give the account access to `path`: add the execute bit to root's folders above it, and print each change.
+    """Let the account reach `path`: add the execute bit to the folders above it that belong to root.
 
-    Folders of other owners are not changed: if one of them blocks the way, CannotDelegateError names it.
+    Print each change. If `account` is None, do nothing. Raises CannotDelegateError if a folder of another owner is
+    closed to the account.
     """
     if account is None:
         return

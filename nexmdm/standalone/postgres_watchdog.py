@@ -1,7 +1,7 @@
-"""The watchdog that stops the embedded PostgreSQL after a `serve` that was killed.
+"""The process that stops the embedded PostgreSQL after `serve` was killed.
 
-`serve` starts `python -m nexmdm.standalone.postgres_watchdog <data folder>`. Serve and its children have the other end
-of the watchdog's standard input, which ends when the last of them has ended.
+`serve` starts `python -m nexmdm.standalone.postgres_watchdog <data folder>`, with a pipe as its standard input. serve
+and its children have the write end of this pipe. So the standard input ends after all of them have ended.
 """
 
 import sys
@@ -11,7 +11,10 @@ from nexmdm.standalone import embedded_postgres, instance_lock
 
 
 def main() -> None:
-    """Wait for the end of serve and its children, then stop PostgreSQL, unless a new serve has the lock."""
+    """Wait until serve and its children have ended, then stop PostgreSQL.
+
+    Do nothing if a new serve already uses the data folder.
+    """
     data_dir = Path(sys.argv[1])
     sys.stdin.buffer.read()
     instance = instance_lock.acquire(data_dir)

@@ -1,4 +1,4 @@
-"""Lines at the bottom of a terminal that stay there while the log scrolls above them."""
+"""Lines that stay at the bottom of a terminal while other output scrolls above them."""
 
 import os
 import time
@@ -17,10 +17,10 @@ _WHOLE_SCREEN: Final = "\x1b[r"
 
 
 class StatusLines:
-    """A horizontal rule and the lines that `lines` returns, on the last rows of the terminal that `out` writes to.
+    """A horizontal rule and below it the lines from `lines()`, on the last rows of the terminal `out`.
 
-    Other processes write to the same terminal. Its scroll region ends above these rows (DECSTBM, ECMA-48 terminals), so
-    the output of other processes does not overwrite them. If `out` is not such a terminal, nothing is written.
+    The escape code DECSTBM limits scrolling to the rows above the rule. So the output of other processes does not
+    overwrite the lines. If `out` is not a suitable terminal, nothing is written.
     """
 
     def __init__(self, out: TextIO, lines: Callable[[], list[str]]) -> None:
@@ -31,7 +31,7 @@ class StatusLines:
         self._rows = 0
 
     def refresh(self) -> None:
-        """Show the lines as they are now, if REFRESH_SECONDS have passed or the terminal has another size."""
+        """Write the lines if REFRESH_SECONDS have passed, or if the size of the terminal has changed."""
         size = _size_of(self._out)
         if size is None:
             self.close()
@@ -45,7 +45,7 @@ class StatusLines:
         self._shown_at = time.monotonic()
 
     def close(self) -> None:
-        """Give the whole terminal back."""
+        """Delete the lines, and let the whole terminal scroll again."""
         if not self._rows:
             return
         below = f"\x1b[{self._size.lines - self._rows + 1};1H\x1b[J"
@@ -53,7 +53,6 @@ class StatusLines:
         self._rows, self._size = 0, os.terminal_size((0, 0))
 
     def _reserve(self, size: os.terminal_size, rows: int) -> None:
-        """Make room on the last rows, and end the scroll region above them."""
         self._size, self._rows = size, rows
         scrolled = "\n" * rows + f"\x1b[{rows}A"
         self._write(
@@ -72,7 +71,11 @@ class StatusLines:
 
 
 def _size_of(out: TextIO) -> os.terminal_size | None:
-    """Return the size of the terminal; None if `out` is not a terminal, or the terminal is too small."""
+    """Return the size of the terminal `out`.
+
+    Return None if `out` is not a terminal or TERM is `dumb`. Return None if the terminal has fewer than LEAST_ROWS
+    rows.
+    """
     if not out.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return None
     size = os.get_terminal_size(out.fileno())

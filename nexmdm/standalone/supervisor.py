@@ -1,6 +1,6 @@
-"""The child processes of `serve`: it starts them, restarts those that die, and stops them in order.
+"""The child processes of `serve`, and the embedded PostgreSQL.
 
-The order of a stop (Ctrl-C) is in nexmdm/management/commands/serve.py.
+nexmdm/management/commands/serve.py decides the order of start and stop.
 """
 
 import os
@@ -23,24 +23,30 @@ log = structlog.get_logger()
 
 _STOP_SECONDS: Final = 25
 _STEADY_SECONDS: Final = 10
-"""A child that ran for this long did not fail at its start, so it is restarted after the shortest pause."""
+"""The run time of a child, in seconds, after which its start counts as successful.
+
+If the child dies later, it is restarted after the shortest pause.
+"""
 
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _POSTGRES_CHECK_SECONDS: Final = 5
 
 
 class StopRequest:
-    """Whether to stop: true from the first SIGINT or SIGTERM on, or, if requested, when the parent has ended."""
+    """Whether serve must stop. It is true after the first SIGINT or SIGTERM.
+
+    With `with_parent`, it is also true after the parent process has ended.
+    """
 
     def __init__(self, *, with_parent: bool) -> None:
-        """Listen to the signals; a second one changes nothing."""
+        """Install the handlers of SIGINT and SIGTERM. Later signals have no further effect."""
         self._signalled = False
         self._parent = os.getppid() if with_parent else None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
     def __bool__(self) -> bool:
-        """Return whether to stop."""
+        """Return whether serve must stop."""
         return self._signalled or (self._parent is not None and os.getppid() != self._parent)
 
     def _note(self, _: int, __: FrameType | None) -> None:
@@ -48,10 +54,10 @@ class StopRequest:
 
 
 class Child:
-    """One process in its own session, so that the terminal's signals do not reach it."""
+    """One child process. It has its own session, so it does not get the signals of the terminal, such as Ctrl-C."""
 
     def __init__(self, name: str, argv: Sequence[str], environment: dict[str, str], descriptors: Sequence[int]) -> None:
-        """Describe the process; `descriptors` are the open files that it inherits."""
+        """Describe a process without starting it. `descriptors` are the open files that the process inherits."""
         self.name = name
         self._argv = argv
         self._environment = environment
@@ -61,7 +67,7 @@ class Child:
         self._failures = 0
 
     def start(self, event: str = "process.started") -> None:
-        """Start the process, and log it as this event."""
+        """Start the process. `event` is the name of the log event."""
         self._process = subprocess.Popen(
             self._argv,
             env=self._environment,
@@ -73,7 +79,10 @@ class Child:
         log.info(event, name=self.name, pid=self._process.pid)
 
     def dead(self) -> int | None:
-        """Return the process's id if the process has died since the last call, and plan its restart."""
+        """Return the id of the process if it has died since the last call. Return None in all other cases.
+
+        The call also plans the restart. The pause before the restart grows with each failed start, up to 30 s.
+        """
         if self._process is None or (status := self._process.poll()) is None:
             return None
         pid, self._process = self._process.pid, None
@@ -85,17 +94,17 @@ class Child:
         return pid
 
     def restart_if_due(self) -> None:
-        """Start the process again if it has ended and its pause is over."""
+        """Restart the process if it has died and its pause is over."""
         if self._process is None and time.monotonic() >= self._due:
             self.start("process.restarted")
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM to the process, if it runs."""
+        """Send SIGTERM if the process runs."""
         if self._process is not None:
             self._process.terminate()
 
     def await_end(self, deadline: float) -> None:
-        """Wait until the process ends; after the deadline, kill it."""
+        """Wait until the process has ended. Kill it at `deadline`, a time of time.monotonic()."""
         if self._process is None:
             return
         try:
@@ -107,21 +116,21 @@ class Child:
 
 
 class ProcessGroup:
-    """The children that run together."""
+    """All children of serve. `lost` contains the name of a child for each time that the child died."""
 
     def __init__(self, children: Sequence[Child], metrics_dir: Path) -> None:
-        """Start no child yet."""
+        """Store the children without starting them. `metrics_dir` is the folder with their metrics."""
         self._children = children
         self._metrics_dir = metrics_dir
         self.lost: list[str] = []
 
     def start(self) -> None:
-        """Start every child."""
+        """Start all children."""
         for child in self._children:
             child.start()
 
     def poll(self) -> None:
-        """Restart each process that has died, after a growing pause; `lost` names all that ever died."""
+        """Record each child that has died, and restart it after its pause."""
         for child in self._children:
             if (pid := child.dead()) is not None:
                 self.lost.append(child.name)
@@ -129,7 +138,7 @@ class ProcessGroup:
             child.restart_if_due()
 
     def stop(self) -> None:
-        """Send SIGTERM to each child, wait for all of them, and kill those that still run after 25 s."""
+        """Send SIGTERM to all children, and wait for their end. After 25 s, kill the children that still run."""
         deadline = time.monotonic() + _STOP_SECONDS
         for child in self._children:
             child.ask_to_stop()
@@ -138,7 +147,7 @@ class ProcessGroup:
 
 
 class Postgres:
-    """The embedded PostgreSQL as a part of serve."""
+    """The embedded PostgreSQL of serve."""
 
     def __init__(self, data_dir: Path) -> None:
         """Store the data folder."""
@@ -147,9 +156,10 @@ class Postgres:
 
     @contextmanager
     def running(self, environment: dict[str, str]) -> Iterator[int]:
-        """Start PostgreSQL, and stop it at the end. If serve is killed, a watchdog stops it instead.
+        """Run PostgreSQL while this context is open. If serve is killed, a watchdog process stops PostgreSQL.
 
-        Yields a descriptor that the children must inherit: the watchdog waits until the last process with it has ended.
+        The context yields a file descriptor that all children must inherit. The watchdog waits until every process with
+        this descriptor has ended.
         """
         argv = [sys.executable, "-m", "nexmdm.standalone.postgres_watchdog", str(self._data_dir)]
         watched, held = os.pipe()
@@ -163,7 +173,7 @@ class Postgres:
                 embedded_postgres.stop(self._data_dir)
 
     def poll(self) -> None:
-        """Check every few seconds that PostgreSQL runs, and start it again if it does not."""
+        """Check every 5 s whether PostgreSQL runs. If PostgreSQL does not run, start it again."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _POSTGRES_CHECK_SECONDS
@@ -176,7 +186,7 @@ class Postgres:
 
 @contextmanager
 def parent_watch_pipe() -> Iterator[int]:
-    """Open a pipe that closes when this process ends; yield the end that children watch."""
+    """Open a pipe whose write end closes when this process ends. Yield the read end for the children."""
     watched, held = os.pipe()
     try:
         yield watched
@@ -186,14 +196,14 @@ def parent_watch_pipe() -> Iterator[int]:
 
 
 def environment(path: Path, **extra: str) -> dict[str, str]:
-    """Return our environment for a child that imports from `path`, with these variables added.
+    """Return the environment of this process with the variables `extra`.
 
-    The working folder does not change: paths in the environment may be relative to it.
+    `path` is added to PYTHONPATH, so that a child can import NexMDM from any working folder.
     """
     imports = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": imports, **extra}
 
 
 def with_parent_watch(variables: dict[str, str], descriptor: int) -> dict[str, str]:
-    """Return the environment with the parent watch's descriptor in it."""
+    """Return `variables` with NEXMDM_LIFELINE_FD. `descriptor` is the read end of the pipe."""
     return {**variables, parent_watch.VARIABLE: str(descriptor)}

@@ -1,1 +1,1 @@
-"""The template tags of the admin site."""
+"""The template filters of the admin site."""

@@ -1,4 +1,4 @@
-"""The columns of lists (nexmdm/common/read_only_admin/columns.py) as filters of templates."""
+"""Template filters that format values as the lists of the admin site do."""
 
 from datetime import datetime
 from typing import Any, Final
@@ -17,11 +17,11 @@ register.filter("short_id", columns.short_id)
 
 @register.filter
 def moment(value: datetime | None) -> str:
-    """Return a time as a relative time; a dash if there is none."""
+    """Return a time as HTML that shows it relative to now, or a dash for None."""
     return columns.NOTHING if value is None else columns.moment(value)
 
 
 @register.filter
 def row_link(row: Model, text: Any = None) -> SafeString:
-    """Return a link to a row's own page, under its name or another text."""
+    """Return a link to the page of `row`. The link shows `text`, or the row's name if `text` is None."""
     return columns.link(row, row if text is None else text)

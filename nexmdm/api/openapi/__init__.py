@@ -1,1 +1,1 @@
-"""The published OpenAPI document: its description, components and examples."""
+"""The OpenAPI document: its description, its components and its examples."""

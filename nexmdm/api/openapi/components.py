@@ -1,4 +1,4 @@
-"""The shared components of the OpenAPI document: errors, headers, credentials, the catalogue of actions."""
+"""The shared parts of the OpenAPI document: problem details, headers, credentials, tags and the schemas of actions."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -100,7 +100,7 @@ TAGS: Final = (
 
 
 def action_params() -> Json:
-    """Return the components of the catalogue: each action's parameters, under the name of its class."""
+    """Return the schema of the parameters of each action, by the name of the schema."""
     found: Json = {}
     for action in actions.CATALOGUE.values():
         schema = action.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -114,7 +114,7 @@ def _params_name(action: type[actions.Action]) -> str:
 
 
 def new_command(schema: Json) -> Json:
-    """Return the schema of a command's body, with the catalogue in it."""
+    """Return the schema of the body of a new command, with the names and the parameters of all actions."""
     listed = [f"`{action.name}`: {_params_name(action)}" for action in actions.CATALOGUE.values()]
     refs = [{"$ref": f"#/components/schemas/{_params_name(action)}"} for action in actions.CATALOGUE.values()]
     described = {

@@ -1,7 +1,7 @@
-"""The OpenAPI document: Ninja's, completed with each operation's refusals and headers.
+"""The OpenAPI document. It is the document of Ninja, with the refusals and the headers of each operation.
 
-The refusals follow from the table of errors, the operation's credentials, its path and its body. A refusal that only
-one operation has is listed in this module, under its operation id.
+The refusals of an operation follow from the error table, the operation's credentials, its path and its body. A refusal
+of only a few operations is in `_BY_OPERATION`, by operation id.
 """
 
 import re
@@ -33,7 +33,10 @@ ErrorTable = Mapping[type[DomainError], tuple[int, str, dict[str, str]]]
 
 
 class Refusal(NamedTuple):
-    """One error answer: its status, its code, and a sentence that it may contain."""
+    """One possible error answer of an operation.
+
+    `detail` is an example of the `detail` in the answer.
+    """
 
     status: int
     code: str
@@ -102,12 +105,15 @@ _BY_OPERATION: Final[Mapping[str, tuple[type[DomainError], ...]]] = {
 _METRICS: Final = (_NOT_FOUND, _RATE_LIMITED, _DATABASE_UNAVAILABLE)
 _NO_METRICS_TOKEN: Final = Refusal(401, "invalid_token", "Send METRICS_TOKEN as the bearer token.")
 _NOT_THE_EXAMPLE: Final = (_NO_METRICS_TOKEN, _like(problems.TARGET_IS_NO_PATH))
-# This error names devices, so it is not a row of the table.
+# The error table has no row for this error, because its answer needs a handler that lists devices.
 _NOT_IN_THE_TABLE: Final[ErrorTable] = {audience.UnknownDevices: (422, "unknown_devices", {})}
 
 
 class DescribedAPI(NinjaAPI):
-    """A NinjaAPI whose document contains its errors and headers. `errors` is the table of errors."""
+    """A NinjaAPI whose OpenAPI document contains the possible error answers.
+
+    `errors` is the error table: the status, the code and the headers of each domain error.
+    """
 
     def __init__(self, *, errors: ErrorTable, **options: Any) -> None:
         super().__init__(**options)
@@ -115,14 +121,14 @@ class DescribedAPI(NinjaAPI):
         self._document: OpenAPISchema | None = None
 
     def get_openapi_operation_id(self, operation: Operation) -> str:
-        """Return the operation id, the function's name in the form issueCommand."""
+        """Return the name of the view function in camel case. Example: `issue_command` becomes `issueCommand`."""
         first, *others = operation.view_func.__name__.split("_")
         return first + "".join(map(str.capitalize, others))
 
     def get_openapi_schema(self, *, path_prefix: str | None = None, path_params: Json | None = None) -> OpenAPISchema:
-        """Return the whole document.
+        """Return the OpenAPI document.
 
-        It is created only once, because this takes 35 ms and any client may request it.
+        The first call creates the document, which takes 35 ms. Every client may request it.
         """
         if self._document is None:
             document = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)
@@ -132,7 +138,7 @@ class DescribedAPI(NinjaAPI):
 
 
 class _Completion:
-    """Completes one document in place."""
+    """Adds the refusals, headers and examples to one document, in place."""
 
     def __init__(self, document: Json, errors: ErrorTable) -> None:
         self._document = document
@@ -176,7 +182,10 @@ class _Completion:
         return described
 
     def _causes_of_422(self, found: Json) -> str:
-        """Return the fields of a phone's body that can cause a 422; none for other bodies."""
+        """Return a sentence with the fields of a phone's body that can cause a 422.
+
+        Return an empty string for other bodies.
+        """
         schema = found.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
         body = self._document["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], {})
         described = {name: one.get("description", "") for name, one in body.get("properties", {}).items()}
@@ -201,7 +210,7 @@ class _Completion:
         return dict(sorted((refused | own).items()))
 
     def _refusals(self, method: str, path: str, found: Json) -> Iterable[Refusal]:
-        """Yield every possible refusal, the guard's refusals first; some of them more than once."""
+        """Yield every possible refusal of an operation. Some refusals are yielded more than once."""
         yield from _ANYWHERE
         if "requestBody" in found:
             yield _NOT_JSON
@@ -223,7 +232,10 @@ class _Completion:
             yield Refusal(status, code, error.detail)
 
     def _refused(self, status: int, refusals: list[Refusal]) -> Json:
-        """Return a reference to the answer with these refusals; operations with the same refusals share it."""
+        """Return a reference to an answer with `refusals`, and add this answer to the document.
+
+        Operations with equal refusals share one answer.
+        """
         name = "Or".join("".join(map(str.capitalize, refusal.code.split("_"))) for refusal in refusals)
         self._answers[name] = _problem_answer(refusals) | {"headers": _headers(status)}
         return {"$ref": f"#/components/responses/{name}"}
@@ -256,7 +268,7 @@ def _metrics() -> Json:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return a docstring's first sentence without its full stop, and the rest."""
+    """Return the first sentence of a docstring without its full stop, and the rest of the docstring."""
     first, *rest = re.split(r"\.(?:\s+|$)", " ".join(text.split()), maxsplit=1)
     return first, "".join(rest)
 
@@ -300,7 +312,10 @@ def _line(refusal: Refusal) -> str:
 
 
 def _example(refusal: Refusal) -> Any:
-    """Return the recorded problem with this code and status; if there is none, one with the refusal's sentence."""
+    """Return recorded problem details with the code and the status of the refusal.
+
+    If no problem details are recorded, return an example with the sentence of the refusal.
+    """
     problem = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
     real = examples.PROBLEMS.get(refusal.code, problem)
     return problem if refusal in _NOT_THE_EXAMPLE or real["status"] != refusal.status else real

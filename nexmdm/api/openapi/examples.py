@@ -1,8 +1,12 @@
-"""The examples of the OpenAPI document. All were recorded from real runs, and tests/api/test_examples.py runs them
-again.
+"""The examples of the OpenAPI document, from examples.json.
 
-In examples.json, `operations` has the examples of each operation: `body` is the request (a name with `=` in it is the
-query), `answer` the response. `path` has the values in paths, `problems` an error for each code.
+All examples were recorded from real requests. tests/api/test_examples.py sends the requests again and compares the
+answers. The parts of examples.json are:
+
+- `operations`: the examples of each operation, by operation id. `body` is the request body, and `answer` is the answer.
+  If the name of an example contains `=`, the name is the query of the request.
+- `path`: example values of the parameters in paths.
+- `problems`: one example of problem details for each error code.
 """
 
 import json
@@ -20,7 +24,7 @@ PROBLEMS: Final[Mapping[str, Json]] = _ALL["problems"]
 
 
 def shown(operation_id: str, part: str) -> Json:
-    """Return an operation's examples in OpenAPI's form. `part` is `body` or `answer`."""
+    """Return the examples of an operation in the form of OpenAPI. `part` is `body` or `answer`."""
     named = OPERATIONS.get(operation_id, {}).items()
     return {name: _summary(one) | {"value": one[part]} for name, one in named if part in one}
 

@@ -1,1 +1,1 @@
-"""Events in the admin's client: reading the feed, printing events, and receiving webhooks on this machine."""
+"""Events in the client: read the event feed, print events, and receive webhooks on this machine."""

@@ -1,4 +1,4 @@
-"""Names of the devices in events: the alias, or the hardware id if there is none. Each device is looked up once."""
+"""The names of the devices in events: the alias, or the hardware id of a device without an alias."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -11,7 +11,10 @@ _GONE: Final = "not_found"
 
 
 class DeviceNames:
-    """The names of devices by device id. Without a client, only the aliases in the events themselves are known."""
+    """The names of devices, by device id. Each name is read from the server at most once.
+
+    If `client` is None, only the aliases in events are known.
+    """
 
     def __init__(self, client: FleetClient | None) -> None:
         self._client = client
@@ -20,22 +23,25 @@ class DeviceNames:
         self._is_listed = False
 
     def of(self, device_id: str) -> str:
-        """Return the name of a device, or its id if the name is not known."""
+        """Return the name of a device, or its device id if the name is not known."""
         return self._aliases.get(device_id) or self._hardware_ids.get(device_id) or device_id
 
     def look_up(self, events: Iterable[Json]) -> None:
-        """Look up the names that these events need, with few requests. After an error, names stay unknown."""
+        """Read the unknown names of the devices in `events`, with few requests.
+
+        If a request fails, these names stay unknown.
+        """
         missing = {event["device_id"]: None for event in events if self._is_unknown(event)}
         if not missing or self._client is None:
             return
         try:
             self._read(self._client, list(missing))
         except (Refused, Unreachable):
-            # An event that shows an id instead of a name is better than no event.
+            # Without names, the events are printed with device ids.
             return
 
     def note(self, event: Json) -> None:
-        """Remember the alias in an event, so that this event and later events show it."""
+        """Store the alias that an event contains."""
         if event["device_id"] and "alias" in event["data"]:
             self._aliases[event["device_id"]] = event["data"]["alias"]
 

@@ -1,4 +1,4 @@
-"""Reading the event feed: pages after a cursor, each event with a cursor from which to continue."""
+"""A reader of the event feed."""
 
 from typing import Final
 
@@ -12,14 +12,15 @@ _PATH: Final = "/admin/events"
 
 
 class EventFeed:
-    """Reads events of one feed in order.
+    """A reader of the event feed, page by page.
 
-    `after` is the cursor of the next page: all events before it have been read. `caught_up` is True if no event
-    followed the last page.
+    - `after`: the cursor of the next page. All events before it have been read.
+    - `caught_up`: true if no event followed the last page.
+    - `is_stuck`: true if newer events wait for an older transaction in the database.
     """
 
     def __init__(self, client: FleetClient, after: str, wanted: Json) -> None:
-        """`after` is a cursor, NOW or OLDEST; `wanted` are the filters of the API."""
+        """Begin after `after`: a cursor, NOW or OLDEST. `wanted` contains the filters of the API."""
         self._client = client
         self._wanted = wanted
         self.after = after
@@ -27,13 +28,15 @@ class EventFeed:
         self.is_stuck = False
 
     def read(self, limit: int, *, wait_seconds: float = 0) -> list[Json]:
-        """Return the next page, with at most `limit` events; wait up to `wait_seconds` for a first event.
+        """Return the next page, with at most `limit` events. Wait up to `wait_seconds` for an event.
 
-        Each event gets a `cursor`. A reader that continues there misses nothing, but may get events of the same page
-        again. The cursor of a page's last event is the place after this event. Raises Refused and Unreachable.
+        Each event gets a field `cursor`. A reader that continues from there misses no event, but may read events of the
+        same page again. The cursor of the last event of a page is the place directly after this event. Raises Refused
+        or Unreachable.
         """
         start = self.after
-        # NOW and OLDEST are not cursors. So the first page has only one event, which gets the cursor after it.
+        # NOW and OLDEST are not cursors, so they cannot be the cursor of an event. The first page has only one event.
+        # This event gets the cursor after it.
         size = 1 if start in (OLDEST, NOW) else min(limit, PAGE)
         page = self._client.get(_PATH, after=start, limit=size, wait_seconds=wait_seconds or None, **self._wanted)
         events, reached = page["items"], page["next_cursor"]

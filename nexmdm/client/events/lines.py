@@ -1,4 +1,4 @@
-"""The display of events: one line each, for people or as JSON."""
+"""The output of events, one line for each event: text for people, or JSON."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ TYPES: Final = (
     "delivery.settled", "audit.refused", "standing.paused", "webhook.paused", "rollout.created", "rollout.wave_issued",
     "rollout.waiting", "rollout.paused", "rollout.resumed", "rollout.stopped", "rollout.finished",
 )  # fmt: skip
-"""The types of events that this version knows. A newer server may have others; the client prints them too."""
+"""The event types that this version knows. The client also prints the other types of a newer server."""
 
 _TYPE_WIDTH: Final = max(map(len, TYPES))
 _WIDEST_DEVICE: Final = 36
@@ -27,7 +27,7 @@ _AGAIN: Final = "(again)"
 
 
 class EventPrinter:
-    """Prints events one after the other. The columns of lines for people are as wide as their longest value so far."""
+    """A printer of events. In the lines for people, the column of devices grows with the longest name."""
 
     def __init__(self, terminal: Terminal, names: DeviceNames) -> None:
         self._terminal = terminal
@@ -35,7 +35,10 @@ class EventPrinter:
         self._device_width = 1
 
     def show(self, events: Iterable[Json]) -> None:
-        """Print events, and flush. A field `again` marks an event that was received before."""
+        """Print events immediately.
+
+        A field `again` of an event means that the event was received before.
+        """
         found = list(events)
         if self._terminal.is_structured:
             for event in found:
@@ -63,7 +66,7 @@ class EventPrinter:
 
 
 def essence_of(event: Json) -> str:
-    """Return the most important data of an event, on one line."""
+    """Return the most important data of an event as one line."""
     describe = _ESSENCES.get(event["type"], _all_of)
     return printable(describe(event["data"]))
 
@@ -126,4 +129,4 @@ _ESSENCES: Final[Mapping[str, Callable[[Json], str]]] = {
     "delivery.settled": _settled,
     "audit.refused": _refused,
 }
-"""How each type is described. For a type that is not here, all data are shown."""
+"""The function that describes the data of an event type. For other types, the client shows all data."""

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on this machine: it checks each request's signature, and answers it."""
+"""A receiver of webhooks on this machine. It checks the signature of each request."""
 
 import json
 import threading
@@ -14,18 +14,21 @@ from nexmdm.client.rows import Json
 
 LARGEST_BODY: Final = 1_048_576
 REMEMBERED: Final = 100_000
-"""How many of the newest ids are compared, to recognize an event that came before."""
+"""How many of the newest event ids the receiver compares to recognize a repeated event."""
 
 _IDLE_SECONDS: Final = 60
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
 class Receiver:
-    """Listens on 127.0.0.1. `took` is called with each event, and `refused` with the reason of each refusal.
+    """A receiver of webhooks on 127.0.0.1.
 
-    There is one call at a time. An event is in the form of the feed, with `again`: whether an event with the same id
-    was received before. With `fail_with`, each request with a valid signature is answered with this status instead of
-    204.
+    - `key`: the key in the secret of the webhook.
+    - `took`: called with each event, in the form of the event feed. Its field `again` is true if the event was received
+      before.
+    - `refused`: called with the reason of each refusal. `took` and `refused` are never called at the same time.
+    - `fail_with`: the status of the answer to each valid request. The default is 204.
+    - `limit`: the number of events after which `run` returns.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class Receiver:
         fail_with: int | None = None,
         limit: int | None = None,
     ) -> None:
-        """Listen. Raises OSError. After `limit` events, run() returns."""
+        """Open the port. Raises OSError if the port cannot be used."""
         self._key = key
         self._took = took
         self._refused = refused
@@ -55,7 +58,7 @@ class Receiver:
         return f"http://127.0.0.1:{self._server.server_port}/"
 
     def run(self) -> None:
-        """Answer requests until `limit` events came. Raises the error of `took` or `refused`, and KeyboardInterrupt."""
+        """Answer requests until `limit` events have come. Raises OSError if `took` or `refused` raises OSError."""
         try:
             self._server.serve_forever(poll_interval=0.1)
         finally:
@@ -64,22 +67,20 @@ class Receiver:
             raise self._error
 
     def _answer(self, headers: dict[str, str], body: bytes) -> tuple[int, str]:
-        """Return the status and the text with which a request is answered."""
         with self._lock:
             try:
                 status, text = self._judged(headers, body)
                 if status >= 400 and text:
                     self._refused(text)
             except OSError as error:
-                # The output is closed: the next event could not be shown.
+                # The output is closed, so the next event could not be printed.
                 self._error = error
                 return 503, "The receiver ends."
             return status, text
 
     def _answered(self) -> None:
-        """End if the answer that was just sent was the last one."""
         if self._error is not None or (self._left is not None and self._left <= 0):
-            # shutdown() waits until the server's loop has ended. Another thread calls it, so that this one can end.
+            # shutdown() waits for the server, and the server waits for this thread. So a new thread calls shutdown().
             threading.Thread(target=self._server.shutdown).start()
 
     def _judged(self, headers: dict[str, str], body: bytes) -> tuple[int, str]:
@@ -105,7 +106,7 @@ class Receiver:
 
 
 def _event(webhook_id: str, body: bytes) -> Json | None:
-    """Return the event in a body, in the form of the feed."""
+    """Return the event in a body, in the form of the event feed. Return None if the body is not an event."""
     try:
         content = json.loads(body)
         data = dict(content["data"])
@@ -134,7 +135,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a connection that broke: NexMDM sends the event again."""
+        """Ignore a broken connection. NexMDM sends the event again."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -143,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        """Answer a webhook's request."""
+        """Answer the request of a webhook."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > LARGEST_BODY:
             self.close_connection = True
@@ -167,4 +168,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Log nothing: the receiver prints what it takes and what it refuses."""
+        """Log nothing. The functions `took` and `refused` print everything."""

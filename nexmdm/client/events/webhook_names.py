@@ -1,4 +1,4 @@
-"""Names of webhooks: an id, the start of an id, a URL or a description."""
+"""The names that an admin can use for a webhook: its id, the start of its id, its URL or its description."""
 
 import re
 from collections.abc import Callable
@@ -15,12 +15,16 @@ _START: Final = re.compile(r"[0-9a-f][0-9a-f-]{3,35}", re.IGNORECASE)
 
 
 def newest_webhooks(client: FleetClient) -> list[Json]:
-    """Return the newest webhooks, up to a page of them. Raises Refused and Unreachable."""
+    """Return the newest webhooks, at most one page. Raises Refused or Unreachable."""
     return client.items(PATH, PAGE)[0]
 
 
 def webhook_id(client: FleetClient, name: str) -> str:
-    """Return the id of the webhook with this name. Raises NotFound, Refused and Unreachable."""
+    """Return the id of the webhook with this name.
+
+    Raises NotFound if no webhook or several webhooks have this name. Raises Refused or Unreachable if the request
+    fails.
+    """
     if IDENTIFIER.fullmatch(name):
         return name.lower()
     known = newest_webhooks(client)

@@ -1,4 +1,4 @@
-"""The signature of a webhook's request, as the Standard Webhooks specification defines it (version v1)."""
+"""The signature of a request to a webhook (Standard Webhooks specification, version v1)."""
 
 import base64
 import binascii
@@ -9,17 +9,17 @@ from typing import Final
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105
 TOLERANCE_SECONDS: Final = 300
-"""How many seconds the time of a request may be before or after the receiver's time."""
+"""The largest difference between the time of a request and the time of the receiver, in seconds."""
 
 _VERSION: Final = "v1"
 
 
 class BadSignature(Exception):
-    """A request is not signed with the secret, or its time is not now. The text says why, without the signature."""
+    """The signature or the time of a request is invalid. The message is the reason, without the signature."""
 
 
 def key_of(secret: str) -> bytes:
-    """Return the key in a secret: base64 after `whsec_`. Raises ValueError, whose text does not show the secret."""
+    """Return the key in a secret. Raises ValueError, without the secret in the message, if the secret is invalid."""
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
@@ -30,16 +30,16 @@ def key_of(secret: str) -> bytes:
 
 
 def sign(key: bytes, webhook_id: str, timestamp: str, body: bytes) -> str:
-    """Return the base64 of the HMAC-SHA256 of id, timestamp and body, joined by periods."""
+    """Return the base64 of the HMAC-SHA256 over id, timestamp and body, joined by full stops."""
     message = f"{webhook_id}.{timestamp}.".encode() + body
     return base64.b64encode(hmac.digest(key, message, "sha256")).decode()
 
 
 def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> str:
-    """Return the id of a signed request. Raises BadSignature.
+    """Check the signature and the time of a request. Return the id of its event.
 
-    The names of `headers` are in lower case. `now` is the receiver's time in Unix seconds. During a rotation of the
-    secret, a request has two signatures; one valid signature is enough.
+    The names in `headers` are in lower case. `now` is the receiver's time in Unix seconds. After a rotation of the
+    secret, a request has two signatures. One valid signature is enough. Raises BadSignature if the request is invalid.
     """
     for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
         if not headers.get(name):

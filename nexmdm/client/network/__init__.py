@@ -1,1 +1,1 @@
-"""The network between client and server: kept connections, TLS, the proxy of the environment."""
+"""The network between the client and the server: connections, TLS and proxies."""

@@ -1,4 +1,4 @@
-"""Connections to one server, kept from one request to the next; over TLS if the address begins with https."""
+"""HTTP connections to one server. They stay open between requests, and use TLS for https."""
 
 import selectors
 import ssl
@@ -10,16 +10,16 @@ from nexmdm.client.network import proxies
 from nexmdm.client.network.transport import AnswerLost, NoConnection, Request, Response
 
 CONNECT_SECONDS: Final = 10
-"""The time limit for a connection, and for its TLS handshake, in seconds."""
+"""The time limit for opening a connection, and for its TLS handshake, in seconds."""
 
 _AGENT: Final = {"User-Agent": "nexmdm"}
 
 
 class Connections:
-    """The transport over real sockets. A redirect is not followed: a signature is valid for one target."""
+    """The transport over the network. It follows no redirects, because a signature is valid for one target."""
 
     def __init__(self, url: str) -> None:
-        """Store the server's address. A proxy of the environment is used only for https."""
+        """Store the address of the server. Only an https server is reached through a proxy."""
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._port = parts.port
@@ -27,7 +27,7 @@ class Connections:
         self._idle: list[HTTPConnection] = []
 
     def send(self, request: Request) -> Response:
-        """Return the response to a request. Raises NoConnection and AnswerLost."""
+        """Return the response to a request. Raises NoConnection or AnswerLost."""
         connection = self._kept() or self._opened(min(request.answer_seconds, CONNECT_SECONDS))
         connection.sock.settimeout(request.answer_seconds)
         try:
@@ -44,12 +44,12 @@ class Connections:
         return Response(answer.status, {name.lower(): value for name, value in answer.getheaders()}, content)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
 
     def _kept(self) -> HTTPConnection | None:
-        """Return a connection of an earlier request, unless the server has closed it."""
+        """Return an idle connection that the server has not closed, or None."""
         while True:
             try:
                 connection = self._idle.pop()
@@ -80,7 +80,7 @@ class Connections:
 
 
 def _is_readable(connection: HTTPConnection) -> bool:
-    """Return whether there is something to read. Between two answers, only the end of the connection can be read."""
+    """Return whether data can be read. On an idle connection, this means that the server has closed it."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection.sock, selectors.EVENT_READ)
         return bool(selector.select(0))

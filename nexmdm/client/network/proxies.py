@@ -1,4 +1,4 @@
-"""The proxy that the environment names for a server."""
+"""The HTTP proxy for the server, from the environment."""
 
 import base64
 import importlib
@@ -9,7 +9,7 @@ from nexmdm.client.network.transport import NoConnection
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy. It opens a tunnel to the server; the content of the tunnel is encrypted."""
+    """An HTTP proxy, which opens a tunnel to the server. `headers` are for the request that opens the tunnel."""
 
     host: str
     port: int
@@ -17,8 +17,11 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(host: str, port: int | None) -> Proxy | None:
-    """Return the proxy for an https server, from HTTPS_PROXY, ALL_PROXY and NO_PROXY. Raises NoConnection."""
-    # Imported here, because calls to this machine do not need it.
+    """Return the proxy for an https server, from HTTPS_PROXY, ALL_PROXY and NO_PROXY, or None.
+
+    Raises NoConnection if the proxy is not an HTTP proxy.
+    """
+    # Imported here, because requests to this machine do not need this slow import.
     request = importlib.import_module("urllib.request")
     known = request.getproxies()
     address = known.get("https") or known.get("all")

@@ -1,4 +1,4 @@
-"""A request, its response, and the two errors of a call."""
+"""The interface between the HTTP client and the network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request: `url` is the server's address without a path, `target` the path and query exactly as they are sent."""
+    """A request. `url` is the server's address without a path. `target` is the path with its query, exactly as sent."""
 
     method: str
     url: str
@@ -15,12 +15,12 @@ class Request:
     headers: Mapping[str, str]
     content: bytes
     answer_seconds: float
-    """The seconds that the server may take for each part of its answer."""
+    """The longest time to wait for each part of the answer, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response. The names of its headers are in lower case."""
+    """A response. The names in `headers` are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -28,7 +28,7 @@ class Response:
 
 
 class NoConnection(Exception):
-    """The request was not sent. The text says why; `advice` says what to do, if that is known."""
+    """The request was not sent. The message is the reason. `advice` is the remedy, or an empty string."""
 
     def __init__(self, reason: str, advice: str = "") -> None:
         super().__init__(reason)
@@ -36,14 +36,14 @@ class NoConnection(Exception):
 
 
 class AnswerLost(Exception):
-    """The request was sent, and no complete answer came. The text says why."""
+    """The request was sent, but no complete answer came. The message is the reason."""
 
 
 class Transport(Protocol):
-    """Carries requests to a server. Several threads may use it at the same time."""
+    """An object that sends requests to a server. Several threads may use it at the same time."""
 
     def send(self, request: Request) -> Response:
-        """Return the response to a request. Raises NoConnection and AnswerLost."""
+        """Return the response to a request. Raises NoConnection or AnswerLost."""
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,1 +1,1 @@
-"""The servers that an admin's client knows: their profiles, their secrets, and the last names that were used."""
+"""The servers that the client knows: their profiles, their secrets, and the ids for `@last`."""

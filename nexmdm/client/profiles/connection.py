@@ -1,4 +1,7 @@
-"""The choice of server and admin: from the command line, then the environment, then a profile."""
+"""The choice of the server and the admin for a call.
+
+The command line comes first, then the environment, then a profile.
+"""
 
 import os
 import re
@@ -13,14 +16,14 @@ from nexmdm.client.profiles.own_server import OwnServer
 from nexmdm.client.profiles.profile_file import Profile
 
 UNNAMED: Final = "admin"
-"""The principal of ADMIN_KEY and HMAC_SECRET."""
+"""The principal of the admin with ADMIN_KEY and HMAC_SECRET."""
 
 KEY: Final = "ADMIN_KEY"
 SECRET: Final = "HMAC_SECRET"  # noqa: S105
 URL: Final = "NEXMDM_URL"
 PROFILE: Final = "NEXMDM_PROFILE"
 OF_THE_CHECKOUT: Final = "manage.py"
-"""The profile under which `manage.py fleet` stores the last names if no profile is named."""
+"""The name under which `manage.py fleet` stores the ids for `@last` if no profile is chosen."""
 
 _NAME: Final = re.compile("[A-Z0-9]{1,64}")
 _TAKEN: Final = ("ADMIN", "PREVIOUS")
@@ -28,11 +31,11 @@ _SENDABLE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
 class NotConnected(Exception):
-    """The server or its secrets are unknown. The text says what to do."""
+    """The server or its secrets are not known or not usable. The message contains the remedy."""
 
 
 class Wish(NamedTuple):
-    """The options of the command line: `--url`, `--as` in lower case, `--profile`."""
+    """The options `--url`, `--as` (in lower case) and `--profile` of the command line."""
 
     url: str | None
     principal: str
@@ -41,7 +44,11 @@ class Wish(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A server, and one of its admins. `source` names the place of the secrets, for messages."""
+    """The chosen server and admin.
+
+    `host` is the Host header, or None for the host in `url`. `source` names the origin of `key` and of `secret`, for
+    messages. `profile` is the name under which the ids for `@last` are stored.
+    """
 
     url: str
     host: str | None
@@ -52,7 +59,11 @@ class Connection:
 
 
 def choose(wish: Wish, own: OwnServer | None) -> Connection:
-    """Return the server to call, and the admin. Raises NotConnected and ProfileError."""
+    """Return the server to call, and the admin who signs the requests.
+
+    `own` is the server of `manage.py fleet`, or None for the program `nexmdm`. Raises NotConnected if the server or the
+    secrets are not known. Raises ProfileError if the profile cannot be used.
+    """
     variables = variables_of(wish.principal)
     name = wish.profile or os.environ.get(PROFILE)
     if own is not None and name is None:
@@ -79,7 +90,10 @@ def choose(wish: Wish, own: OwnServer | None) -> Connection:
 
 
 def _address(name: str, url: str | None) -> str | None:
-    """Return a server's address. Raises NotConnected, whose text names the source of the address."""
+    """Return the address of a server. Raises NotConnected if the address is invalid.
+
+    `name` is the source of the address, for the message.
+    """
     try:
         return arguments.url(url) if url else None
     except ArgumentTypeError as error:
@@ -87,7 +101,10 @@ def _address(name: str, url: str | None) -> str | None:
 
 
 def variables_of(principal: str) -> tuple[str, str]:
-    """Return the variables with the key and secret of an admin. Raises NotConnected if no admin can have this name."""
+    """Return the names of the two variables with the key and the secret of an admin.
+
+    Raises NotConnected if `principal` cannot be the name of an admin.
+    """
     if principal == UNNAMED:
         return KEY, SECRET
     name = principal.upper()
@@ -98,7 +115,10 @@ def variables_of(principal: str) -> tuple[str, str]:
 
 
 def sendable(name: str, value: str) -> str:
-    """Return a secret that can be sent in a header. Raises NotConnected, whose text does not show it."""
+    """Return `value` if a header can contain it.
+
+    Raises NotConnected if no header can contain it. The message does not contain the value.
+    """
     if not _SENDABLE.fullmatch(value):
         raise NotConnected(f"{name} must be one line of printable ASCII characters.")
     return value
@@ -117,7 +137,10 @@ def _own_server(wish: Wish, own: OwnServer, variables: tuple[str, str]) -> Conne
 
 
 def _check_secrets(url: str, own: str) -> None:
-    """Refuse to sign for another server with the secrets that were generated for the server of this machine."""
+    """Raise NotConnected if generated secrets would sign a request for a server on another machine.
+
+    Generated secrets are valid only for the server of this checkout.
+    """
     missing = [name for name in (KEY, SECRET) if not os.environ.get(name)]
     if not missing or on_loopback(url) or url.rstrip("/") == own:
         return
@@ -127,12 +150,16 @@ def _check_secrets(url: str, own: str) -> None:
 
 
 def _profile(name: str | None) -> Profile | None:
-    """Return the profile of this name; without one, the default profile, if there is one."""
+    """Return the profile `name`. If `name` is None, return the default profile, or None if it does not exist."""
     return profile_file.load_all().get(profile_file.DEFAULT) if name is None else profile_file.find(name)
 
 
 def _of_the_environment(principal: str, variables: tuple[str, str]) -> tuple[str, str] | None:
-    """Return an admin's key and secret if the environment has them. Raises NotConnected if it has only one of them."""
+    """Return the key and the secret of an admin from the environment.
+
+    Return None if neither variable is set for the unnamed admin. Raises NotConnected if only one variable is set, or if
+    neither variable is set for a named admin.
+    """
     found = {name: value for name in variables if (value := os.environ.get(name))}
     missing = [name for name in variables if name not in found]
     if not missing:

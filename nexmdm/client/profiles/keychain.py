@@ -1,4 +1,4 @@
-"""The keyring of the operating system, if one works. Each call ends within SECONDS."""
+"""The secrets in the keyring of the operating system. Each call ends within SECONDS."""
 
 import importlib
 from collections.abc import Callable
@@ -9,18 +9,20 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 
 SECONDS: Final = 10
-"""The time limit for a keyring, in seconds. A locked keyring asks for a password in a window that an admin may not see.
+"""The time limit for each call of the keyring, in seconds.
+
+A locked keyring may ask for a password in a window that the admin cannot see.
 """
 
 _SERVICE: Final = "nexmdm"
 
 
 class NoKeyring(Exception):
-    """No keyring works, or it did not answer in time."""
+    """The keyring does not exist, failed, or did not answer in time."""
 
 
 def store(name: str, value: str) -> None:
-    """Store a secret, and check that it can be read again. Raises NoKeyring."""
+    """Store a secret. Raises NoKeyring if the secret cannot be stored or cannot be read again."""
 
     def work() -> bool:
         keyring = _backend()
@@ -32,7 +34,7 @@ def store(name: str, value: str) -> None:
 
 
 def read(name: str) -> str | None:
-    """Return a secret; None if it is not there. Raises NoKeyring."""
+    """Return a secret, or None if the keyring does not contain it. Raises NoKeyring."""
 
     def work() -> str | None:
         found: str | None = _backend().get_password(_SERVICE, name)
@@ -42,7 +44,7 @@ def read(name: str) -> str | None:
 
 
 def forget(name: str) -> None:
-    """Remove a secret. Raises NoKeyring."""
+    """Delete a secret. Raises NoKeyring."""
 
     def work() -> None:
         keyring = _backend()
@@ -53,7 +55,7 @@ def forget(name: str) -> None:
 
 
 def _backend() -> Any:
-    # Imported here, because it takes longer than most calls of the client, and few profiles need it.
+    # Imported here, because the import takes longer than most calls of the client, and few profiles need it.
     backend = importlib.import_module("keyring").get_keyring()
     if backend.priority < 1:
         raise NoKeyring("this machine has no keyring")
@@ -61,7 +63,10 @@ def _backend() -> Any:
 
 
 def _in_time(work: Callable[[], T]) -> T:
-    """Run work in a thread, and wait for it at most SECONDS. The program can end before the thread."""
+    """Return the result of `work`, which runs in a thread.
+
+    Raises NoKeyring after SECONDS. The thread may then still run, and does not prevent the end of the program.
+    """
     done: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
 
     def run() -> None:

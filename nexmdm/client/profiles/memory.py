@@ -1,4 +1,4 @@
-"""The last command and the last device that were used with a profile: `@last`."""
+"""The ids for `@last`: the last command and the last device of a profile."""
 
 import json
 from contextlib import suppress
@@ -14,9 +14,9 @@ LAST: Final = "@last"
 
 
 class Memory:
-    """The state file of a profile.
+    """The file with the ids for `@last` of one profile.
 
-    Ids from another server are ignored. If the file cannot be written, nothing is stored.
+    Ids of another server are ignored. If the file cannot be written, the ids are not stored.
     """
 
     def __init__(self, profile: str, url: str) -> None:
@@ -24,12 +24,12 @@ class Memory:
         self._url = url
 
     def last(self, kind: Kind) -> str | None:
-        """Return the id that was stored last."""
+        """Return the last id of a kind, or None."""
         found = self._read().get(kind)
         return found if isinstance(found, str) else None
 
     def remember(self, named: dict[Kind, str]) -> None:
-        """Store ids; they replace the earlier ids."""
+        """Store ids, by kind. They replace the earlier ids."""
         kept = self._read()
         changed = kept | {str(kind): identifier for kind, identifier in named.items()} | {"url": self._url}
         if named and changed != kept:

@@ -1,18 +1,18 @@
-"""The server of the settings that `manage.py fleet` runs with."""
+"""The interface of the server whose settings `manage.py fleet` uses."""
 
 from typing import Protocol
 
 
 class OwnServer(Protocol):
-    """The address of this server, and the secrets of its admins."""
+    """The address of the server, and the secrets of its admins."""
 
     @property
     def url(self) -> str:
-        """The address of this server."""
+        """The address of the server."""
 
     @property
     def host(self) -> str | None:
-        """A Host header that this server accepts, if it does not accept its address as Host."""
+        """The Host header for requests to `url`, or None if the server accepts the host in `url`."""
 
     def credentials(self, principal: str) -> tuple[str, str] | None:
-        """Return the current key and secret of an admin; None if there is no such admin."""
+        """Return the current key and secret of an admin, or None if there is no such admin."""

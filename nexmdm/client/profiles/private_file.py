@@ -1,11 +1,14 @@
-"""Files that only their owner can read, written whole or not at all."""
+"""Files that only their owner can read."""
 
 import os
 from pathlib import Path
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file with mode 0600, in a folder with mode 0700 if it is new. Raises OSError."""
+    """Write a file with the mode 0600. A new folder gets the mode 0700.
+
+    An interrupted write does not change the file. Raises OSError.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

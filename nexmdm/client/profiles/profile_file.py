@@ -1,4 +1,4 @@
-"""The file of profiles: each has the address of a server, and its secrets if no keyring has them."""
+"""The file with the profiles. This file contains the secrets only if no keyring contains them."""
 
 import configparser
 import io
@@ -20,12 +20,15 @@ _FIELDS: Final = ("url", "secrets", "admin_key", "hmac_secret")
 
 
 class ProfileError(Exception):
-    """A profile cannot be used. The text says why and what to do, and shows no secret."""
+    """A profile cannot be used. The message contains the reason and the remedy, and no secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A server, and one of its admins. `secrets` is the place of the admin's two secrets: the keyring or the file."""
+    """The address of a server, and an admin of this server.
+
+    `secrets` is IN_KEYRING or IN_FILE. `admin_key` and `hmac_secret` are empty if the secrets are in the keyring.
+    """
 
     name: str
     url: str
@@ -34,7 +37,7 @@ class Profile:
     hmac_secret: str = field(repr=False)
 
     def credentials(self) -> tuple[str, str]:
-        """Return the admin key and the signing secret. Raises ProfileError."""
+        """Return the admin key and the HMAC secret. Raises ProfileError if they cannot be read."""
         if self.secrets == IN_FILE:
             return self.admin_key, self.hmac_secret
         if self.secrets != IN_KEYRING:
@@ -58,15 +61,16 @@ def path() -> Path:
 
 
 def load_all() -> dict[str, Profile]:
-    """Return all profiles by name. Raises ProfileError."""
+    """Return all profiles by name. Raises ProfileError if the file cannot be read."""
     parsed = _read()
     return {name: Profile(name, *(parsed.get(name, one, fallback="") for one in _FIELDS)) for name in parsed.sections()}
 
 
 def save(name: str, url: str, key: str, secret: str, *, use_keyring: bool) -> Profile:
-    """Save a profile, with its secrets in the keyring if one works.
+    """Save a profile, and return it. An earlier profile with this name is replaced.
 
-    It replaces an earlier profile of this name. Raises ProfileError and OSError.
+    With `use_keyring`, the secrets go into the keyring if it works. Raises ProfileError if the name or the file is
+    invalid. Raises OSError if the file cannot be written.
     """
     before = load_all().get(checked_name(name))
     place = IN_FILE
@@ -90,7 +94,7 @@ def save(name: str, url: str, key: str, secret: str, *, use_keyring: bool) -> Pr
 
 
 def find(name: str) -> Profile:
-    """Return a profile. Raises ProfileError."""
+    """Return the profile with this name. Raises ProfileError if it does not exist."""
     known = load_all()
     if name not in known:
         others = f" The profiles are: {', '.join(known)}." if known else ""
@@ -99,7 +103,11 @@ def find(name: str) -> Profile:
 
 
 def remove(name: str) -> None:
-    """Remove a profile and its secrets. Raises ProfileError and OSError."""
+    """Delete a profile and its secrets.
+
+    Raises ProfileError if the profile does not exist or its secrets cannot be deleted. Raises OSError if the file
+    cannot be written.
+    """
     if find(name).secrets == IN_KEYRING:
         try:
             _forget(name)
@@ -112,7 +120,7 @@ def remove(name: str) -> None:
 
 
 def checked_name(text: str) -> str:
-    """Return the name of a profile. Raises ProfileError."""
+    """Return `text`. Raises ProfileError if it cannot be the name of a profile."""
     if not _NAME.fullmatch(text) or text == configparser.DEFAULTSECT or not text.strip("."):
         raise ProfileError(f"{text!r} cannot name a profile: a name has up to 64 letters, digits and . _ -")
     return text
@@ -134,7 +142,7 @@ def _read() -> configparser.ConfigParser:
     except (FileNotFoundError, NotADirectoryError):
         return parsed
     except (configparser.Error, OSError, UnicodeError) as error:
-        # The error's own text may contain a line of the file.
+        # The message of the original error may contain a line of the file, and so a secret.
         message = f"{path()} cannot be read ({type(error).__name__})."
         raise ProfileError(f"{message} Repair it, or delete it and run `nexmdm login`.") from None
     return parsed

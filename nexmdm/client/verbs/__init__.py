@@ -1,1 +1,1 @@
-"""The verbs of the admin's client; each module is imported when one of its verbs is called."""
+"""The verbs of the client. Each module is imported when one of its verbs is called."""

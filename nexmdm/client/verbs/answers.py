@@ -1,4 +1,4 @@
-"""The display of an answer of the API by a verb: a list, or one row."""
+"""The output of an answer of the API: a list or one object."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from nexmdm.client.surroundings import REACH_NAMES
 Described = Callable[[Json], Json]
 
 _NO_FILTERS: Final = (*REACH_NAMES, "form", "as_json", "watch", "limit", "newest_first")
-"""The parameters of list verbs that do not choose rows."""
+"""The options of lists that do not choose rows."""
 
 
 def show_list(
@@ -28,7 +28,10 @@ def show_list(
     one: str,
     described: Described = rows.as_it_is,
 ) -> int:
-    """Print the rows of a list, and a message if there are more, or none. `one` is the name of a row."""
+    """Print the rows of a list. Return the exit status.
+
+    A message follows if there are more rows, or no rows. `one` is the noun for a row. `described` adds computed fields.
+    """
     if session.terminal.is_structured:
         session.terminal.value(list(found))
     else:
@@ -41,7 +44,7 @@ def show_list(
 
 
 def none(one: str) -> str:
-    """Return the message about an empty list: it names the options that chose its rows, with their texts."""
+    """Return the message about an empty list. It names the options that chose the rows."""
     context = get_current_context()
     chosen = [
         _option(param.opts[0], context.params[param.name or ""])
@@ -58,11 +61,11 @@ def _option(name: str, value: Any) -> str:
 
 
 def show(session: Session, row: Json) -> int:
-    """Print one row."""
+    """Print one object of the API. Return the exit status."""
     session.terminal.fields(row)
     return DONE
 
 
 def given(**values: Any) -> Json:
-    """Return the values that are not None."""
+    """Return the arguments that are not None, by name."""
     return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The devices of a command before it is sent: their ids, some of their names, and the number of silent ones."""
+"""The devices of a command before it is sent."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,10 @@ _ACTIVE: Final = ("online", "offline", "never")
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """A target with its names resolved: `body` is the target for the API, `named` are the named devices."""
+    """The target of a command, after its names were looked up.
+
+    `body` is the target in the form of the API. `named` contains the named devices. It is empty for `all` and for tags.
+    """
 
     target: Target
     body: Json
@@ -24,7 +27,7 @@ class Audience:
 
     @classmethod
     def find(cls, names: Names, target: Target) -> "Audience":
-        """Find the named devices. Raises NotFound."""
+        """Look up the named devices of a target. Raises NotFound, Refused or Unreachable."""
         if target.everything:
             return cls(target, {"all": True}, [])
         if target.tags:
@@ -33,27 +36,27 @@ class Audience:
         return cls(target, {"device_ids": [row["device_id"] for row in named]}, named)
 
     def examples(self, client: FleetClient, most: int) -> list[Json]:
-        """Return some of the devices, with their names if that needs few requests."""
+        """Return up to `most` of the devices, with their names if few requests are enough."""
         if self.named:
             return _described(client, self.named[:most])
         found = (row for row in self._listed(client, most) if row["presence"] in _ACTIVE)
         return [row for row, _ in zip(found, range(most), strict=False)]
 
     def described(self, client: FleetClient) -> "Audience":
-        """Return the audience with the fields of its named devices.
+        """Return the audience with all fields of its named devices.
 
-        If many are named by their ids, their fields are not read.
+        If more than MOST_READ devices have only an id, these devices are not read.
         """
         return replace(self, named=_described(client, self.named))
 
     def offline(self) -> list[Json]:
-        """Return the named devices that are offline. They must be described()."""
+        """Return the named devices that are offline. Call described() first."""
         return [row for row in self.named if row.get("presence") == "offline"]
 
     def silent(self, client: FleetClient, seconds: int) -> tuple[int, bool]:
-        """Return the number of active devices without a heartbeat for this time, and whether there may be more.
+        """Return the number of active devices without a heartbeat for `seconds`, and whether there may be more.
 
-        Named devices must be described(). Devices that are not described do not count.
+        Call described() first. A named device without its fields is not counted.
         """
         if self.named:
             return sum(_is_silent(row, seconds) for row in self.named), False
@@ -66,13 +69,11 @@ class Audience:
         return len(found), are_more
 
     def _listed(self, client: FleetClient, most: int) -> Iterator[Json]:
-        """Yield devices of a target without named devices: a few of a large fleet."""
         for tag in self.target.tags or (None,):
             yield from client.items("/admin/devices", most, tag=tag)[0]
 
 
 def _described(client: FleetClient, named: list[Json]) -> list[Json]:
-    """Return devices with their fields. Devices that were named by their ids are read, unless they are many."""
     bare = [row for row in named if "hardware_id" not in row]
     if not 0 < len(bare) <= MOST_READ:
         return named
@@ -83,7 +84,7 @@ def _read(client: FleetClient, row: Json) -> Json:
     try:
         return client.get(f"/admin/devices/{row['device_id']}")
     except Refused:
-        # The command will be refused for the same reason, with a better message.
+        # The server will refuse the command for the same reason, with a better message.
         return row
 
 

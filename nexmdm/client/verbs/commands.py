@@ -1,4 +1,4 @@
-"""The verbs for commands that were sent: list, show, timeline, cancel."""
+"""The verbs `commands`, `command`, `delivery` and `cancel`."""
 
 from typing import Any, Final
 
@@ -29,7 +29,10 @@ _PATH: Final = "/admin/commands"
 @shared.between
 @NEWEST_FIRST
 def commands(session: Session, limit: int, device: str | None, *, newest_first: bool, **filters: Any) -> int:
-    """List the newest commands: those that failed first, then expired, partial, cancelled, open, succeeded ones."""
+    """List the newest commands, sorted by their outcome.
+
+    The order is: failed, expired, partial, cancelled, open, succeeded.
+    """
     device_id = session.names.device_id(device) if device is not None else None
     found, more = session.client.items(_PATH, limit, device_id=device_id, **filters)
     if not newest_first:
@@ -48,7 +51,7 @@ def commands(session: Session, limit: int, device: str | None, *, newest_first: 
 def command(
     session: Session, name: str, timeout: int | None, limit: int | None, *, wait: bool, not_succeeded: bool
 ) -> int:
-    """Show one command with its deliveries, the worst first: the devices that did not get it, and the reasons."""
+    """Show one command with its deliveries, the worst delivery first. Each delivery shows the reason of its state."""
     found = session.client.command(session.names.command_id(name))
     shown = following.Shown(not_succeeded, limit)
     if wait or timeout is not None:

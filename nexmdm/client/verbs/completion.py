@@ -1,4 +1,4 @@
-"""The verb that prints a completion script."""
+"""The verb `completion`, which prints a completion script."""
 
 from pathlib import Path
 from typing import Final
@@ -7,8 +7,9 @@ import rich_click as click
 from click.shell_completion import get_completion_class
 
 _BASH: Final = Path(__file__).with_name("completion.bash")
-"""Repairs of click's script for bash: bash splits words at colons and spaces, and so would not complete `tag:NAME` or
-an alias with a space.
+"""The script for bash. bash splits words at colons and spaces.
+
+So click's own script cannot complete `tag:NAME` or an alias with a space.
 """
 
 

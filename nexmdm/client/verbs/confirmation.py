@@ -1,4 +1,4 @@
-"""The question before a write that is hard to undo: the admin must type the number of devices, or of webhooks."""
+"""The question before a write that is hard to undo."""
 
 import sys
 from collections.abc import Sequence
@@ -13,10 +13,13 @@ SHOWN: Final = 5
 
 
 def confirm(session: Session, deed: str, count: int, examples: Sequence[Json], *, one: str = "device") -> None:
-    """Show the number of devices, and let the admin type it.
+    """Show the number of devices, and ask the admin to type this number.
 
-    `deed` is the work, such as `wipe`. `examples` are some of the devices, or all of them. `one` is the name of a row,
-    if they are not devices. Raises NotConfirmed, and ConfirmationRequired if there is no terminal.
+    - `deed`: the verb in the question, such as `wipe`.
+    - `examples`: some or all of the devices.
+    - `one`: the noun for one row.
+
+    Raises NotConfirmed if the admin types another text. Raises ConfirmationRequired if there is no terminal.
     """
     counted = f"1 {one}" if count == 1 else f"{count} {one}s"
     names = ", ".join(_name(row) for row in examples[:SHOWN])

@@ -1,4 +1,4 @@
-"""The verbs for devices: list, show, change, tag."""
+"""The verbs `devices`, `device`, `change` and `tag`."""
 
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ NEWEST_FIRST: Final = click.option(
 )
 @NEWEST_FIRST
 def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any) -> int:
-    """List devices: silent ones first, then those with failing pushes."""
+    """List devices. Silent devices come first, then devices with failing pushes."""
     found, more = session.client.items(_PATH, limit, **filters)
     if not newest_first:
         found = _worst(session, limit, filters) if more else sorted(found, key=rows.device_rank)
@@ -58,7 +58,10 @@ def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any)
 
 
 def _worst(session: Session, limit: int, filters: dict[str, Any]) -> list[Json]:
-    """Return the devices to show, the worst first. Only the newest few hundred of each presence are compared."""
+    """Return the worst devices, with the worst device first.
+
+    For each presence, only the newest PAGE devices are compared.
+    """
     found: list[Json] = []
     for presence in (filters["status"],) if filters["status"] else rows.PRESENCES:
         if len(found) < limit:
@@ -86,7 +89,6 @@ def device(session: Session, name: str, *, history: bool, since: str | None) -> 
 
 
 def _show_history(session: Session, found: Json) -> int:
-    """Print the states of a device, and the ratio of the time online after them."""
     if session.terminal.is_structured:
         session.terminal.value(found)
         return DONE
@@ -120,10 +122,10 @@ def change(
 
 
 class _SeveralValues(click.RichCommand):
-    """Lets one `--add` or `--remove` have several values, up to the next option."""
+    """A command of click in which one `--add` or `--remove` may have several values."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat the option before each of its values."""
+        """Repeat the option in front of each of its values, and parse the result."""
         option, repeated = None, []
         for position, word in enumerate(args):
             if word.startswith("-") or option is None:

@@ -1,4 +1,4 @@
-"""The verbs for enrollment tokens."""
+"""The verbs `enroll-token`, `enroll-tokens` and `revoke-token`."""
 
 import json
 import os
@@ -22,13 +22,16 @@ from nexmdm.client.verbs.answers import given, show, show_list
 _PATH: Final = "/admin/enrollment-tokens"
 _PICTURES: Final = ("png", "svg")
 _PIXELS: Final = 8
-"""The width of one module of a QR code in a picture."""
+"""The width of one module of a QR code in a picture file, in pixels."""
 
 _MARGIN: Final = 2
-"""The margin of a QR code on a terminal, in modules: with the standard's 4, fewer terminals would be wide enough."""
+"""The margin of a QR code on a terminal, in modules.
+
+The standard has a margin of 4 modules, which would need a wider terminal.
+"""
 
 _BLOCKS: Final[Mapping[tuple[int, int], str]] = {(0, 0): " ", (0, 1): "▄", (1, 0): "▀", (1, 1): "█"}
-"""The character for two modules, one above the other."""
+"""The character for an upper and a lower module of a QR code."""
 
 _BLACK_ON_WHITE: Final = "\x1b[38;5;16;48;5;231m{}\x1b[0m"
 
@@ -103,7 +106,10 @@ def _show_token(session: Session, made: rows.Json) -> int:
 
 @contextmanager
 def _new_file(path: Path | None) -> Iterator[IO[bytes] | None]:
-    """Yield a new file that only its owner can read. After an error, the file is removed. Raises Unfulfilled."""
+    """Create a file that only its owner can read. If the context ends with an error, remove the file.
+
+    Raises Unfulfilled if the file exists or cannot be created.
+    """
     if path is None:
         yield None
         return
@@ -122,7 +128,6 @@ def _new_file(path: Path | None) -> Iterator[IO[bytes] | None]:
 
 
 def _code(content: rows.Json | None) -> segno.QRCode:
-    """Return the QR code with this content. Raises Unfulfilled if the server is not configured for one."""
     if content is None:
         raise Unfulfilled(
             "This server makes no QR codes: it has no PUBLIC_URL or no AGENT_COMPONENT. Set both in its environment, "
@@ -172,6 +177,6 @@ def enroll_tokens(session: Session, limit: int) -> int:
 def revoke_token(session: Session, name: str) -> int:
     """Revoke an enrollment token: phones can no longer use it.
 
-    TOKEN is its label, its id, the start of its id, or the token itself.
+    TOKEN is the label, the id, the start of the id, or the token itself.
     """
     return show(session, session.client.post(f"{_PATH}/{session.names.token_id(name)}/revoke"))

@@ -13,7 +13,7 @@ from nexmdm.client.verbs.confirmation import confirm
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 @shared.YES
 def revoke(session: Session, name: str, *, yes: bool) -> int:
-    """Revoke a device immediately; its open commands are cancelled.
+    """Revoke a device immediately, and cancel its open commands.
 
     A revoked device gets no commands, so it cannot be wiped. For a lost phone, use `lost`.
     """
@@ -25,7 +25,7 @@ def revoke(session: Session, name: str, *, yes: bool) -> int:
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 @shared.YES
 def retire(session: Session, name: str, *, yes: bool) -> int:
-    """Retire a device permanently; its hardware may register again."""
+    """Retire a device permanently. Its hardware may register again."""
     return _shut_out(session, name, "retire", yes=yes)
 
 
@@ -53,7 +53,7 @@ def _shut_out(session: Session, name: str, verb: str, *, yes: bool) -> int:
 @shared.write
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 def reinstate(session: Session, name: str) -> int:
-    """Reinstate a revoked device; its old token works again. Show the commands that stay withdrawn."""
+    """Reinstate a revoked device. The old token works again. Show the commands that stay withdrawn."""
     found = session.client.post(f"/admin/devices/{session.names.device_id(name)}/reinstate")
     show(session, found)
     for one in found.get("withdrawn", ()):

@@ -1,4 +1,4 @@
-"""The verbs for the whole fleet: its summary, its push health, and its audit."""
+"""The verbs about the whole fleet: `summary`, `push-health` and `audit`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The display of one command with its deliveries: immediately, or when all of its devices are done."""
+"""The output of one command with its deliveries, immediately or after all deliveries are settled."""
 
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -10,11 +10,17 @@ from nexmdm.client.session import DONE, FAILED, Session
 
 SHOWN_DELIVERIES: Final = 100
 MOST_LATE: Final = 400
-"""The most deliveries with a late success that are read in each state, so that others can be shown before them."""
+"""The largest number of extra deliveries to read for each state.
+
+Deliveries that succeeded late come last. So the client must read more rows than it shows.
+"""
 
 
 class Shown(NamedTuple):
-    """The choice of deliveries to show: all of them or only the unsuccessful ones, and the largest number of them."""
+    """Which deliveries to print.
+
+    With `only_failing`, deliveries that succeeded in time are left out. `limit` is the largest number of deliveries.
+    """
 
     only_failing: bool = False
     limit: int | None = None
@@ -24,15 +30,15 @@ WORST: Final = Shown()
 
 
 def follow(session: Session, command: Json, *, seconds: int | None, shown: Shown = WORST) -> int:
-    """Wait until no delivery of a command is open, show the command, and return the exit status.
+    """Wait until a command is no longer open, and print it. Return the exit status.
 
-    `command` is a command of the API, or the answer to its POST. Without `seconds`, the wait ends when the command has
-    expired.
+    `command` is an object of `GET /admin/commands/{request_id}`, or the answer to the request that sent the command.
+    Without `seconds`, the wait ends when the command expires.
     """
     if seconds is None:
         begin = datetime.now(UTC) if "counts" in command else rows.moment(command["issued_at"])
         left = (rows.moment(command["expires_at"]) - begin).total_seconds()
-        # A little longer, so that the last reading shows the command as expired.
+        # One second longer, because the last reading must show the command as expired.
         seconds = max(0, round(left + 1))
     try:
         with display.progress(command["device_count"]) as (step, watch):
@@ -49,7 +55,7 @@ def follow(session: Session, command: Json, *, seconds: int | None, shown: Shown
 
 
 def show_command(session: Session, command: Json, shown: Shown) -> None:
-    """Print a command and its deliveries, the worst first; in CSV only the deliveries."""
+    """Print a command and its deliveries, the worst delivery first. CSV has only the deliveries."""
     limit = shown.limit or SHOWN_DELIVERIES
     deliveries, count = _deliveries(session.client, command, limit, only_failing=shown.only_failing)
     if session.terminal.is_structured:
@@ -65,7 +71,6 @@ def show_command(session: Session, command: Json, shown: Shown) -> None:
 
 
 def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> tuple[list[Json], int]:
-    """Return the worst deliveries of a command, and the number of all of them."""
     count = command["device_count"] - (command["counts"]["succeeded"] if only_failing else 0)
     if count > limit:
         return _worst_deliveries(client, command, limit, only_failing=only_failing), count
@@ -74,7 +79,7 @@ def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing:
 
 
 def _worst_deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> list[Json]:
-    """Return the worst deliveries. Those that succeeded late come after the others that did not succeed in time."""
+    """Return the worst deliveries. With `only_failing`, deliveries that succeeded late come last."""
     counts = command["counts"]
     spare = min(counts["late"], MOST_LATE) if only_failing else 0
     in_time: list[Json] = []

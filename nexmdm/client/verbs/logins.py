@@ -1,4 +1,4 @@
-"""The verbs for profiles: `login`, `logout`, `profiles`."""
+"""The verbs for profiles: `login`, `logout` and `profiles`."""
 
 import getpass
 import sys
@@ -64,12 +64,12 @@ def _asked_url() -> str:
 
 
 def _secret(question: str) -> str:
-    """Return a secret, typed without echo, or read as a line of standard input."""
+    """Return a secret that the admin types. Without a terminal, return the next line of standard input."""
     return getpass.getpass(question) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
 
 
 def _check(context: click.Context, terminal: Terminal, name: str, url: str, key: str, secret: str) -> int:
-    """Call the server once, and return the exit status."""
+    """Send one request to check the address and the secrets. Return the exit status."""
     around = surroundings(context)
     with closing(FleetClient(url, key=key, secret=secret, transport=around.transport)) as client:
         names = Names(client, Memory(name, client.url))

@@ -1,4 +1,4 @@
-"""The verb for a lost phone: lock it, then wipe it."""
+"""The verb `lost`, which locks and wipes a lost phone."""
 
 import rich_click as click
 
@@ -26,13 +26,13 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
     the phone reports that the wipe succeeded. Do not revoke the device before: a revocation would withdraw both
     commands.
 
-    A retired device has no alias any more. So the note of both commands is the alias, unless --note gives another note.
+    A retired device has no alias. So both commands get a note with the alias, unless --note gives another note.
     """
     device = session.client.get(f"/admin/devices/{session.names.device_id(name)}")
     if note is None and device["alias"]:
         note = LOST + device["alias"]
     body = {"target": {"device_ids": [device["device_id"]]}, "expect_count": 1, **given(note=note)}
-    # `wipe` has the stricter rules. If `wipe` would be refused, neither command is sent.
+    # The rules for `wipe` are stricter. If the server would refuse `wipe`, the client sends neither command.
     plan = session.client.post("/admin/command", {**body, "action": "wipe", "dry_run": True})
     audience = Audience(Target(everything=False, tags=(), names=(name,)), body["target"], [device])
     sending.warn_of_silence(session, audience, {**body, "action": "wipe"}, plan)

@@ -1,4 +1,4 @@
-"""The verbs `call` and `sign`, for requests that have no verb of their own: send one, or only sign it."""
+"""The verbs `call` and `sign`, for requests without a verb."""
 
 import shlex
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def _request(run: Any) -> Any:
 @shared.write
 @_request
 def call(session: Session, method: str, target: str, body: Content) -> int:
-    """Sign and send any request, and print its answer as JSON. TARGET is path and query exactly as sent."""
+    """Sign and send any request, and print its answer as JSON. TARGET is the path with its query, as it is sent."""
     session.terminal.value(session.client.call(method, target, content=body.body))
     return DONE
 
@@ -35,9 +35,9 @@ def call(session: Session, method: str, target: str, body: Content) -> int:
 @_request
 @click.pass_context
 def sign(context: click.Context, /, session: Session, method: str, target: str, body: Content) -> int:
-    """Print the headers of a signed request, with the admin key, one a line: for curl -H @FILE.
+    """Print the headers of a signed request, with the admin key, one on each line: for curl -H @FILE.
 
-    TARGET is path and query exactly as sent. With --url, print a complete curl command.
+    TARGET is the path with its query, as it is sent. With --url, print a complete curl command.
     """
     headers = session.client.sign(method, target, body.body)
     if body.body:
@@ -53,7 +53,6 @@ def sign(context: click.Context, /, session: Session, method: str, target: str, 
 
 
 def _curl(method: str, url: str, headers: Mapping[str, str], content: Content) -> str:
-    """Return a curl command that sends exactly what was signed."""
     words = ["curl", "--silent", "--show-error", "--globoff", "--path-as-is", "--request", method, url]
     for name, value in headers.items():
         words += ["--header", f"{name}: {value}"]

@@ -1,4 +1,4 @@
-"""The verbs that send a command: `ping` and `send`."""
+"""The verbs `ping` and `send`."""
 
 from typing import Any, Final
 
@@ -32,7 +32,6 @@ def ping(session: Session, target: Target, timeout: int | None, *, wait: bool) -
 
 
 def _help() -> str:
-    """Return the help of `send`, with the actions and their parameters."""
     width = max(map(len, actions.catalogue()))
     lines = ["Send a command.", "", f"TARGET is {arguments.TARGET}.", "", "\b", "Actions, and the values for --param:"]
     for action in actions.catalogue().values():
@@ -74,7 +73,7 @@ def send(
     yes: bool,
     **options: Any,
 ) -> int:
-    """Send a command; for an action that needs it, ask for confirmation first."""
+    """Send a command. If the action needs confirmation, ask for it first."""
     if dry_run and (wait or timeout is not None):
         raise click.UsageError("--dry-run sends nothing, so it does not work with --wait.")
     body = {"action": action, "params": {one.name: one.value for one in param}}
@@ -118,7 +117,10 @@ def _send(session: Session, target: Target, body: Json, *, yes: bool, wait: bool
 
 
 def _audience(session: Session, target: Target) -> Audience:
-    """Find the devices of a target. Raises NotFound, whose text also names a tag that was written without `tag:`."""
+    """Look up the devices of a target.
+
+    Raises NotFound. If a name is also a tag, the message suggests the form `tag:NAME`.
+    """
     try:
         return Audience.find(session.names, target)
     except NotFound as error:
@@ -128,9 +130,10 @@ def _audience(session: Session, target: Target) -> Audience:
 
 
 def _confirm(session: Session, audience: Audience, body: Json, *, yes: bool) -> Json | None:
-    """Ask before a command that is hard to undo, and put the number of devices into its request.
+    """Ask before a command that is hard to undo. Return the answer to the dry run.
 
-    Returns the dry run. With `yes` there is no question, and the request contains the number that the dry run counted.
+    The number of devices is added to `body` as `expect_count`. With `yes`, do not ask. Return None if the command needs
+    no confirmation.
     """
     action = body["action"]
     if action not in CONFIRMED_ALWAYS + CONFIRMED_FOR_SEVERAL:
@@ -145,9 +148,10 @@ def _confirm(session: Session, audience: Audience, body: Json, *, yes: bool) -> 
 
 
 def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json | None) -> None:
-    """Show how many devices have been silent for longer than the command's time to begin; it would expire on them.
+    """Print how many devices have been silent for longer than the time to begin.
 
-    If there is none, show which of the named devices are offline.
+    On these devices, the command will probably expire. If there are no such devices, print which named devices are
+    offline. `plan` is the answer to a dry run of the command, or None.
     """
     seconds = body.get("expires_in_seconds") or actions.expires_in_seconds(body["action"])
     life = _length(seconds)
@@ -159,7 +163,7 @@ def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json
             return
         plan = plan or session.client.post("/admin/command", body | {"dry_run": True})
     except Refused:
-        # An error here must not stop the command: the server decides about the command.
+        # An error here must not prevent the command. The server decides whether to refuse the command.
         return
     count = plan["device_count"]
     silent_ones = f"{silent} or more" if are_more else f"{silent}"
@@ -190,7 +194,6 @@ def _length(seconds: int) -> str:
 
 
 def _show_dry_run(session: Session, issued: Json) -> int:
-    """Show the result of a dry run, without the fields that only an issued command has."""
     if session.terminal.form in PEOPLE:
         session.terminal.line("Dry run: nothing was sent.")
         issued = {name: value for name, value in issued.items() if name not in _OF_WHAT_WAS_SENT}

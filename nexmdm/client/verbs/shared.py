@@ -1,4 +1,4 @@
-"""Options that several verbs share, and the call of a verb with its options."""
+"""Options that several verbs share, and the code that calls a verb."""
 
 import functools
 import os
@@ -58,32 +58,35 @@ YES: Final = click.option("--yes", is_flag=True, help="Do not ask to confirm the
 
 
 def write(run: Verb) -> Any:
-    """Make a verb of a function that takes a Session and its options, and returns the exit status."""
+    """Make a verb from a function that writes.
+
+    The function takes a Session and its options, and returns the exit status.
+    """
     return _with_last(_called(run), *REACH, _FORM, JSON)
 
 
 def read(run: Verb) -> Any:
-    """Make a verb of a function that only reads. The verb gets `--watch`."""
+    """Make a verb from a function that only reads. The verb also gets the option `--watch`."""
     return _with_last(_called(run), *REACH, _FORM, JSON, _WATCH)
 
 
 def lines(run: Verb) -> Any:
-    """Make a verb of a function that prints one line after the other. Each line is text or one JSON object."""
+    """Make a verb from a function that prints one line at a time. Each line is text or one JSON object."""
     return _with_last(_called(run), *REACH, LINES, JSON)
 
 
 def waiting(run: Verb) -> Any:
-    """Give a verb the options for waiting for a command."""
+    """Add the options `--wait` and `--timeout` to a verb."""
     return _with(run, *_WAITING)
 
 
 def listing(run: Verb) -> Any:
-    """Give a verb the option for the length of a list."""
+    """Add the option `--limit` to a verb."""
     return _with(run, _LIMIT)
 
 
 def between(run: Verb) -> Any:
-    """Give a verb the options for a span of time."""
+    """Add the options `--since` and `--until` to a verb."""
     return _with(run, *_BETWEEN)
 
 
@@ -94,7 +97,10 @@ def _with(run: Any, *options: Decorator) -> Any:
 
 
 def _with_last(run: Any, *options: Decorator) -> Any:
-    """Give a verb options that the help shows after the verb's own options: click keeps options in reverse order."""
+    """Add options that the help prints after the options of the verb.
+
+    click stores options in reverse order.
+    """
     own = run.__dict__.pop("__click_params__", [])
     _with(run, *options).__click_params__ += own
     return run
@@ -125,12 +131,12 @@ def _usage_errors(context: click.Context) -> Iterator[None]:
 
 
 def terminal_of(context: click.Context, form: Format = "table") -> Terminal:
-    """Return the display of a call."""
+    """Return the Terminal for the output of a call."""
     return Terminal(surroundings(context).out or sys.stdout, sys.stderr, form)
 
 
 def surroundings(context: click.Context) -> Surroundings:
-    """Return the surroundings of a call; in a completion, those of `nexmdm`."""
+    """Return the Surroundings of a call. During a completion by the shell, return the default Surroundings."""
     return context.find_object(Surroundings) or Surroundings()
 
 
@@ -142,7 +148,10 @@ def connect(
     *,
     answer_seconds: float = LONGEST_WAIT_SECONDS + ANSWER_SECONDS,
 ) -> Session:
-    """Return a session with the chosen server. Raises NotConnected and ProfileError."""
+    """Return a session with the chosen server.
+
+    `answer_seconds` is the longest time to wait for each part of an answer. Raises NotConnected or ProfileError.
+    """
     wished = {name: wish.get(name) or around.wish.get(name) for name in REACH_NAMES}
     principal = (wished["acts_as"] or connection.UNNAMED).lower()
     chosen = connection.choose(Wish(wished["url"], principal, wished["profile"]), around.own)
@@ -163,8 +172,11 @@ def connect(
 
 
 def printing(terminal: Terminal, work: Callable[[], int]) -> int:
-    """Do work that prints, and return its exit status; another one if its output cannot be written."""
-    # A letter that is not in the output's encoding is written as a question mark.
+    """Call `work`, which prints, and return its exit status.
+
+    Return READER_GONE if the reader of the output has ended, and FAILED if the output cannot be written.
+    """
+    # A character that the encoding of the output does not have is written as a question mark.
     if reconfigure := getattr(terminal.out, "reconfigure", None):
         reconfigure(errors="replace")
     try:
@@ -181,7 +193,7 @@ def printing(terminal: Terminal, work: Callable[[], int]) -> int:
 
 
 def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
-    """Run a verb once, or repeatedly with `--watch`, and return the exit status."""
+    """Call a verb, and return the exit status. With `watch`, call it again every `watch` seconds until Ctrl-C."""
     try:
         status = failures.outcome(session, run)
         while watch is not None and status in (DONE, UNREACHABLE):
@@ -196,7 +208,10 @@ def _run(session: Session, run: Callable[[], int], watch: int | None) -> int:
 
 
 def _give_up_output(out: IO[str]) -> None:
-    """Drop the rest of the output. Otherwise Python would write it at its end, and print an error."""
+    """Discard the rest of the output.
+
+    Without this, Python would try to write the rest when it ends, and would print an error.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, out.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""Arguments that a shell completes with names from the server: devices, tags, actions, commands."""
+"""Types of arguments that a shell completes with names from the server."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -20,14 +20,14 @@ from nexmdm.client.surroundings import REACH_NAMES
 from nexmdm.client.verbs.shared import connect, surroundings
 
 SECONDS: Final = 1.0
-"""The seconds that a completion may wait for the server."""
+"""How long a completion may wait for an answer of the server, in seconds."""
 
 MOST: Final = 100
 Ask = Callable[[FleetClient, str], Iterable[str]]
 
 
 class Asked(Value):
-    """A value that a shell completes with names from the server.
+    """An argument that a shell completes with names from the server.
 
     If the server does not answer, there are no completions.
     """
@@ -37,7 +37,7 @@ class Asked(Value):
         self._ask = ask
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the completions of the value. If it contains commas, only the part after the last one is completed."""
+        """Return the completions of the part after the last comma."""
         del param
         before, comma, start = incomplete.rpartition(",")
         try:
@@ -49,19 +49,18 @@ class Asked(Value):
 
 
 class ActionName(click.ParamType[str]):
-    """The name of an action, completed from the actions of this version. A newer server may know others."""
+    """The name of an action. A shell completes it with the actions of this version."""
 
     name = "action"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the actions that begin with this text."""
+        """Return the actions that begin with `incomplete`."""
         del ctx, param
         known = actions.catalogue().values()
         return [CompletionItem(one.name, help=one.description) for one in known if one.name.startswith(incomplete)]
 
 
 def _session(context: click.Context) -> Session:
-    """Return a session that prints nothing and has a short time-out."""
     wish: dict[str, str | None] = {}
     for one in (context.find_root(), context):
         wish |= {name: value for name in REACH_NAMES if (value := one.params.get(name))}

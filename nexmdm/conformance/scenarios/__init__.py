@@ -1,1 +1,1 @@
-"""The scenarios of the conformance kit, by what they test."""
+"""The scenarios of the conformance kit. Each module has the scenarios about one subject."""

@@ -1,4 +1,4 @@
-"""A phone whose own clock is wrong by an hour."""
+"""Scenarios in which the phone's clock is wrong by an hour."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Commands: by both channels, forged, expired, repeated and unknown."""
+"""Scenarios about commands that come by both channels, or are forged, expired, repeated or unknown."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ from nexmdm.conformance.scenario import Scenario
 
 _EXPIRES_SECONDS: Final = 2
 _MANY: Final = 25
-"""More commands than one heartbeat offers, which is 20."""
+"""More commands than an offer can contain, which is 20."""
 
 
 async def _both_channels(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""Rotation with a lost answer and a command on its way; revocation and reinstatement."""
+"""Scenarios about rotation, revocation and reinstatement."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Registration: once, again after a lost answer, and not against a refusal; and what survives a restart."""
+"""Scenarios about registration and restarts."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Pace, lost answers, limits, and a server that is away."""
+"""Scenarios about the heartbeat interval, lost answers, rate limits and a server that does not answer."""
 
 from itertools import pairwise
 from statistics import fmean
@@ -14,11 +14,11 @@ _LATE_SECONDS: Final = 3
 _RETRIES: Final = 4
 _EPISODES: Final = 3
 _LEAST_SPREAD: Final = 0.07
-"""The smallest accepted spread of waits that must be random.
+"""The smallest accepted mean spread of waits that must be random.
 
-The first waits of all episodes are compared, then the second waits, and so on. The spread of such waits is the
-difference between the longest and the shortest wait, divided by their mean. If each wait is a random time between half
-of a length and the whole length, the spread is 0.33 on average. It is smaller than this constant in 1 of 3,000 runs.
+The spread of some waits is the difference between the longest and the shortest wait, divided by the mean. One spread is
+computed for the first waits of all episodes, one for the second waits, and so on. If each wait is random between half
+of a length and the whole length, the mean spread is 0.33. In 1 of 3,000 runs, the mean spread is below this limit.
 """
 
 _RETRY_AFTER: Final = 4
@@ -58,7 +58,7 @@ async def _spread_retries(case: Case) -> None:
 
 
 async def _retries(case: Case) -> list[float]:
-    """Let some heartbeats fail, and return the waits between them, in seconds."""
+    """Lose some heartbeats. Return the waits between them, in seconds."""
     seen = len(case.proxy.to(HEARTBEAT))
     case.proxy.fail(HEARTBEAT, *[Lost(done=False)] * _RETRIES)
     what = f"the agent did not repeat a lost heartbeat {_RETRIES} times"
@@ -120,9 +120,9 @@ async def _overloaded(case: Case) -> None:
 
 
 async def _returns(case: Case, path: str, status: int) -> None:
-    """Wait for a refusal and the call after it.
+    """Wait for a refusal of `path`, and for the next call of `path`.
 
-    Raises Missed if that call comes before Retry-After is over, or does not come.
+    Raises Missed if the next call does not come, or comes before Retry-After is over.
     """
     refused = await case.refused(path, status)
     await case.until(

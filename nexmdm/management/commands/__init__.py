@@ -1,1 +1,1 @@
-"""One module for each `manage.py` command."""
+"""One module for each command of `manage.py`."""

@@ -1,4 +1,4 @@
-"""manage.py check: Django's own command, which also checks the database."""
+"""The command `manage.py check`: Django's command, which here also checks the database."""
 
 from typing import Any
 
@@ -10,5 +10,5 @@ class Command(check.Command):
     """Check the settings, and the devices in the database."""
 
     def handle(self, *app_labels: Any, **options: Any) -> None:
-        """Check; without --database, the database that NexMDM uses."""
+        """Run all checks. If no `--database` is given, check the database of NexMDM."""
         super().handle(*app_labels, **options | {"databases": options["databases"] or [DEFAULT_DB_ALIAS]})

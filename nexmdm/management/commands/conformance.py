@@ -1,4 +1,4 @@
-"""manage.py conformance: play the scenarios of the kit against an agent, and print which promises were kept."""
+"""The command `manage.py conformance`, which tests an agent with the conformance kit."""
 
 import asyncio
 import shutil
@@ -21,7 +21,7 @@ from nexmdm.conformance.table import table
 
 
 class Command(BaseCommand):
-    """Exit status 0 if all promises were kept, else 1."""
+    """Play the scenarios against an agent. The exit status is 0 if the agent keeps all promises, and 1 if not."""
 
     help = "Test an agent: start a server for it, inject faults, and print which promises of docs/agent.md it keeps."
     requires_system_checks = ()
@@ -35,7 +35,7 @@ class Command(BaseCommand):
         add("command", nargs=REMAINDER, metavar="-- COMMAND …", help="the command that starts the agent")
 
     def handle(self, *_: object, only: list[str] | None, command: list[str], keep: Path | None, **options: Any) -> None:
-        """Play the scenarios."""
+        """Play the scenarios, and print the table of the promises."""
         scenarios = [scenario for name, scenario in SCENARIOS.items() if not only or name in only]
         if options["list"]:
             self.stdout.write("\n".join(f"{scenario.name:22}{scenario.promise}" for scenario in scenarios))
@@ -44,7 +44,7 @@ class Command(BaseCommand):
         if not command or shutil.which(command[0]) is None:
             named = f"{command[0]!r} is no program" if command else "No agent is named"
             raise CommandError(f"{named}. Name its command: manage.py conformance -- python docs/agent/agent.py")
-        # A shell starts a job in the background with SIGINT ignored.
+        # A shell ignores SIGINT for its background jobs, and a child process inherits this.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:

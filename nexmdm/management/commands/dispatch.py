@@ -1,4 +1,8 @@
-"""manage.py dispatch: sends due pushes and the events of webhooks, expires commands. Any number may run in parallel."""
+"""The command `manage.py dispatch`, which runs a dispatcher.
+
+A dispatcher sends due pushes, sends events to webhooks, and runs the periodic tasks. Any number of dispatchers may run
+at the same time.
+"""
 
 import asyncio
 import signal
@@ -38,18 +42,21 @@ log = structlog.get_logger()
 SWEEP_BATCH = 5000
 RETENTION_BATCH = 2000
 AUDIT_WITNESS_EVERY_SECONDS = 3600
-"""The seconds between two witnesses.
+"""The time between two witnesses of the audit in the log, in seconds.
 
-The entries written between two witnesses could be changed without a trace in the log.
+If an entry is changed before the next witness is logged, the log does not reveal the change.
 """
 SHARED_BATCH = 1000
 HOURS_BATCH = 24
 COLLECT_AFTER = 100_000
-"""The number of new objects that starts a garbage collection: a claim of 500 pushes alone creates thousands."""
+"""The number of new objects that starts a garbage collection.
+
+The number is high, because one claim of 500 pushes creates thousands of objects.
+"""
 
 
 class Command(BaseCommand):
-    """Run one dispatcher until SIGTERM or SIGINT; it then sends and records the pushes in progress."""
+    """Run a dispatcher until SIGTERM or SIGINT. Before it ends, the dispatcher finishes the pushes in progress."""
 
     help = "Send due pushes through Firebase Cloud Messaging and events to webhooks, expire commands, delete old rows."
 
@@ -64,7 +71,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_: object, metrics_port: int | None, once: bool, **__: Any) -> None:
-        """Run the dispatcher."""
+        """Check the database connections, and run the dispatcher."""
         checks.refuse(checks.connections())
         if metrics_port is not None:
             start_http_server(metrics_port, addr="127.0.0.1")
@@ -98,7 +105,7 @@ async def _run(*, once: bool) -> None:
         gc_tuning.freeze_startup_objects(COLLECT_AFTER)
         log.info("dispatch.started", name=dispatcher_status.NAME, push="ok" if sender else "unconfigured")
         await asyncio.gather(dispatcher.run(), lane.run())
-        # If the database is away, the other processes treat this dispatcher as gone a little later.
+        # If the database is not available, the other processes notice 8 s later that this dispatcher has stopped.
         with suppress(Error, GateFull):
             await run_in_db_thread(dispatcher_status.leave)
     log.info("dispatch.stopped", name=dispatcher_status.NAME)
@@ -147,6 +154,5 @@ def _periodic_tasks(dispatcher: Dispatcher) -> list[PeriodicTask]:
 
 
 def _log_audit_witness() -> None:
-    """Log the newest place of the audit's chain, in the form of `verify_audit --witness`."""
     if (place := chain.newest()) is not None:
         log.info("audit.witness", witness=str(place))

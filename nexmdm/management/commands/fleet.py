@@ -1,4 +1,7 @@
-"""manage.py fleet: the program `nexmdm`, for the server of these settings. It uses only HTTP, and no database."""
+"""The command `manage.py fleet`: the client `nexmdm` for the server with these settings.
+
+The client uses HTTP, and does not use the database.
+"""
 
 from typing import NoReturn
 
@@ -14,13 +17,16 @@ PROGRAM = "manage.py fleet"
 
 
 class OwnServer:
-    """The server that these settings configure."""
+    """The address and the secrets of the server with these settings.
+
+    `host` is the Host header for requests to `url`, or None if it is the host in `url`.
+    """
 
     def __init__(self) -> None:
         self.url, self.host = addresses.of_settings()
 
     def credentials(self, principal: str) -> tuple[str, str] | None:
-        """Return the current key and secret of an admin; None if there is no such admin."""
+        """Return the current admin key and HMAC secret of a principal, or None if there is no such admin."""
         if principal == named_admins.UNNAMED:
             return settings.ADMIN_KEYS[0], settings.HMAC_SECRETS[0]
         if principal not in settings.NAMED_ADMIN_KEYS:
@@ -29,16 +35,16 @@ class OwnServer:
 
 
 class Command(BaseCommand):
-    """Pass the command line on: the program has its own parser."""
+    """Pass the arguments to the client. The client parses them, and Django's parser does not."""
 
     help = "Call a running server as an admin: every request is signed with ADMIN_KEY and HMAC_SECRET."
     requires_system_checks = ()
 
     def run_from_argv(self, argv: list[str]) -> NoReturn:
-        """Run the program with the arguments after `fleet`, and exit with its status."""
+        """Run the client with the arguments after `fleet`, and exit with its status."""
         program.run(argv[2:], Surroundings(PROGRAM, OwnServer()))
 
     def print_help(self, prog_name: str, subcommand: str) -> NoReturn:
-        """Print the program's own help."""
+        """Print the client's help, and exit."""
         del prog_name, subcommand
         program.run(["--help"], Surroundings(PROGRAM, OwnServer()))

@@ -1,4 +1,4 @@
-"""manage.py licenses: the installed packages, with version and license."""
+"""The command `manage.py licenses`, which lists the installed Python packages with their licences."""
 
 from importlib.metadata import Distribution, PackageMetadata, distributions
 from typing import Any, Final
@@ -7,17 +7,17 @@ from django.core.management.base import BaseCommand
 
 _CLASSIFIER: Final = "License :: "
 _LONGEST: Final = 60
-"""A longer text is the license's own text instead of its name."""
+"""The longest name of a licence, in characters. A longer field contains the text of the licence."""
 
 
 class Command(BaseCommand):
-    """Print a line for each package, by name."""
+    """Print one line for each installed package, sorted by name."""
 
     help = "List the installed packages with their versions and licences, from their own metadata."
     requires_system_checks = ()
 
     def handle(self, *_: object, **__: Any) -> None:
-        """Print the packages, their versions and licences."""
+        """Print the name, version and licence of each package."""
         found = sorted({(one.name.lower(), one.version, _licence(one)) for one in distributions()})
         name_width, version_width = (max(len(row[column]) for row in found) for column in (0, 1))
         for name, version, licence in found:
@@ -25,7 +25,10 @@ class Command(BaseCommand):
 
 
 def _licence(package: Distribution) -> str:
-    """Return the package's SPDX expression if it has one, else its license in an older form."""
+    """Return the licence of a package, or "not declared".
+
+    The fields of the metadata are tried in this order: License-Expression, Classifier, License.
+    """
     metadata = package.metadata
     if expression := _first(metadata, "License-Expression"):
         return expression

@@ -1,9 +1,9 @@
-"""manage.py migrate: Django's command, run by one process at a time, and without blocking requests.
+"""The command `manage.py migrate`: Django's command, with protection against long locks.
 
-Afterwards it fills in the comparison keys of the devices that earlier versions wrote, batch by batch.
-
-A migration that requires an exclusive lock on a table waits for the transactions that use the table, and all later
-transactions wait for the migration. So this command stops waiting soon, and tries again.
+- Only one process migrates at a time. Other processes wait for it.
+- A migration may need an exclusive lock. It then waits for older transactions, and all later transactions wait for the
+  migration. So the command stops waiting after LOCK_SECONDS, and tries again after a pause.
+- After the migrations, the command fills in the comparison keys of devices that earlier versions stored.
 """
 
 import time
@@ -30,14 +30,14 @@ from nexmdm.config import checks
 
 LOCK_SECONDS: Final = 3
 TURN_SECONDS: Final = 600
-"""The time that this command waits for another migration before it stops."""
+"""How long this command waits for another process that migrates, in seconds."""
 
 FILL_BATCH: Final = 2000
 TRIES: Final = 20
 PAUSE_SECONDS: Final = 2
 _LOOK_SECONDS: Final = 0.2
 LOCK: Final = 0x4E58_4D44
-"""The advisory lock of the process that migrates: "NXMD"."""
+"""The number of the advisory lock of the process that migrates. Its bytes are the text "NXMD"."""
 
 _HOLDER: Final = """
     SELECT concat_ws(
@@ -49,10 +49,13 @@ _HOLDER: Final = """
 
 
 class Command(migrate.Command):
-    """Bring the database's tables up to date."""
+    """Apply the migrations."""
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Migrate, by DIRECT_DATABASE_URL if it is set. An error of the database is one line."""
+        """Apply the migrations. If DIRECT_DATABASE_URL is set, use this address.
+
+        Raises CommandError if the database cannot be reached or refuses the migration.
+        """
         if reason := direct.why_unreachable():
             raise CommandError(reason)
         with _as_command_errors(), direct.directly(options["database"]), self._alone():
@@ -69,13 +72,16 @@ class Command(migrate.Command):
                 database.reset_session()
 
     def get_check_kwargs(self, options: Any) -> Any:
-        """Run no checks that read rows: they read all devices, and each start of `serve` migrates."""
+        """Return arguments that leave out the checks of stored devices.
+
+        These checks read all devices, and each start of `serve` runs this command.
+        """
         return {**super().get_check_kwargs(options), "databases": None}
 
     def migration_progress_callback(self, action: str, migration: Migration | None = None, fake: bool = False) -> None:
-        """Print the progress; before each migration set how long it may wait for a lock.
+        """Print the progress. Before each migration, set how long the migration may wait for a lock.
 
-        CREATE INDEX CONCURRENTLY and similar statements wait without limit: no other transaction waits for them.
+        CREATE INDEX CONCURRENTLY may wait without limit, because no other transaction waits for this statement.
         """
         if migration is not None and action in ("apply_start", "unapply_start"):
             patient = any(isinstance(operation, NotInTransactionMixin) for operation in migration.operations)
@@ -83,7 +89,10 @@ class Command(migrate.Command):
         super().migration_progress_callback(action, migration, fake)
 
     def _migrated(self, tries_left: int, *args: Any, **options: Any) -> bool:
-        """Migrate from the point that an earlier try has reached; return False if a table was busy for too long."""
+        """Apply the migrations that are not applied yet. Return False if a table was locked for too long.
+
+        Raises CommandError if a table was locked for too long and no try is left.
+        """
         try:
             super().handle(*args, **options)
         except OperationalError as error:
@@ -98,7 +107,11 @@ class Command(migrate.Command):
         return True
 
     def _fill_keys(self, using: str, verbosity: int) -> None:
-        """Fill in missing keys. An earlier run may have been interrupted, or the previous version may still run."""
+        """Fill in missing comparison keys of devices.
+
+        Keys may be missing although this run applied no migration. An earlier run may have been interrupted. Web
+        workers of the previous version may also still store devices.
+        """
         if not comparison_keys.exist(using):
             return
         filled = 0
@@ -109,10 +122,11 @@ class Command(migrate.Command):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Lock out other migrations, by a transaction on its own connection, which ends with that connection.
+        """Ensure that no other process migrates while this context is open.
 
-        The transaction must have no snapshot, because CREATE INDEX CONCURRENTLY waits for snapshots. So the transaction
-        does not wait inside a statement, and sets its own isolation.
+        A transaction on a separate connection takes an advisory lock. The lock ends with the connection. The
+        transaction must have no snapshot, because CREATE INDEX CONCURRENTLY waits for all older snapshots. So the
+        transaction must never wait inside a statement.
         """
         give_up_at = time.monotonic() + TURN_SECONDS
         with Connection.connect(**direct.parameters()) as connection:
@@ -126,7 +140,7 @@ class Command(migrate.Command):
 
 
 def _takes(connection: Connection) -> bool:
-    # Without parameters: a statement with parameters leaves a portal, with its snapshot, until the next statement.
+    # The statement has no parameters. With parameters, it would leave a snapshot until the next statement.
     found = connection.execute(f"SELECT pg_try_advisory_xact_lock({LOCK})").fetchone()
     return found is not None and bool(found[0])
 
@@ -137,7 +151,10 @@ def _holder(connection: Connection) -> str:
 
 
 def _refuse_lost_search_path() -> None:
-    """Raise CommandError if CREATE INDEX CONCURRENTLY would miss the schema: the statement is sent without settings."""
+    """Raise CommandError if a connection pooler could lose the search_path of DATABASE_URL.
+
+    CREATE INDEX CONCURRENTLY runs outside a transaction. There, a pooler may use a connection without the search_path.
+    """
     if database.is_pooled() and "search_path" in database.settings_of_session():
         message = "DATABASE_URL names a search_path, which a pooler does not keep for all statements of a migration."
         raise CommandError(f"{message} Set DIRECT_DATABASE_URL to PostgreSQL's own address.")
@@ -145,7 +162,10 @@ def _refuse_lost_search_path() -> None:
 
 @contextmanager
 def _as_command_errors() -> Iterator[None]:
-    """Raise CommandError, in one line, for errors that the database or its owner must repair."""
+    """Raise CommandError for an error that the operator must repair in the database.
+
+    Other errors are raised unchanged.
+    """
     try:
         yield
     except NotSupportedError as error:

@@ -1,4 +1,4 @@
-"""manage.py postgres: starts and stops the embedded PostgreSQL, if you start the parts one by one."""
+"""The command `manage.py postgres`, which starts and stops the embedded PostgreSQL without `serve`."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -10,17 +10,17 @@ from nexmdm.standalone import embedded_postgres, instance_lock
 
 
 class Command(BaseCommand):
-    """Start it, stop it, or print its address."""
+    """Start or stop the embedded PostgreSQL, or print its address."""
 
     help = 'The embedded PostgreSQL: start, stop, or url (as in: psql "$(manage.py postgres url)").'
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Declare the verb."""
+        """Declare the argument `verb`."""
         parser.add_argument("verb", choices=["start", "stop", "url"])
 
     def handle(self, *_: object, verb: str, **__: Any) -> None:
-        """Carry out the verb."""
+        """Carry out `verb`. Raises CommandError if DATABASE_URL is set."""
         if not settings.EMBEDDED:
             raise CommandError("DATABASE_URL is set, so there is no embedded PostgreSQL.")
         self.stdout.write({"start": _start, "stop": _stop, "url": _url}[verb]())

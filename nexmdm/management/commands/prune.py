@@ -1,4 +1,4 @@
-"""manage.py prune: delete everything older than the retention time, without waiting for the dispatcher."""
+"""The command `manage.py prune`, which deletes everything that is older than the retention time."""
 
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
@@ -17,7 +17,7 @@ BATCH: Final = 2000
 
 
 class Command(BaseCommand):
-    """Delete the deliveries of old commands (with all their rows) and old audit entries, batch by batch."""
+    """Delete old deliveries, push targets, push health and audit entries, batch by batch."""
 
     help = "Delete commands that ended, and audit entries that were written, more than RETENTION_DAYS ago."
 
@@ -28,7 +28,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_: object, days: int, **__: Any) -> None:
-        """Prune until nothing old is left."""
+        """Delete all rows that are older than `days` days, and print how many were deleted."""
         kept = timedelta(days=days)
         _all_batches(lambda: finishing.finish(BATCH))
         deliveries = _all_deliveries(kept)
@@ -41,7 +41,7 @@ class Command(BaseCommand):
 
 
 def _days(text: str) -> int:
-    # The database never deletes an audit entry that is younger than a day.
+    # A trigger of the database refuses to delete an audit entry that is younger than a day.
     if not text.isdecimal() or not 1 <= int(text) <= 36_500:
         raise ArgumentTypeError("must be a whole number of days, at least 1")
     return int(text)

@@ -1,4 +1,8 @@
-"""manage.py serve: everything with one command: PostgreSQL if there is none, migrations, web workers, dispatcher."""
+"""The command `manage.py serve`, which runs all parts of NexMDM.
+
+The parts are the web workers, a dispatcher and, if DATABASE_URL is not set, the embedded PostgreSQL. Before the parts
+start, serve applies the migrations.
+"""
 
 import os
 import shlex
@@ -36,7 +40,10 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 class Command(BaseCommand):
-    """Run until SIGINT or SIGTERM; then stop the web workers and the dispatcher first, the embedded PostgreSQL last."""
+    """Run all parts until SIGINT or SIGTERM.
+
+    The web workers and the dispatcher stop first. The embedded PostgreSQL stops last.
+    """
 
     help = "Run everything: migrations, web workers, a dispatcher, and without DATABASE_URL an embedded PostgreSQL."
 
@@ -45,7 +52,7 @@ class Command(BaseCommand):
         parser.add_argument("--end-with-parent", action="store_true", help="stop when the parent process has ended")
 
     def handle(self, *_: object, end_with_parent: bool, **__: Any) -> None:
-        """Run all parts."""
+        """Run all parts. Raises CommandError if the embedded PostgreSQL or the data folder cannot be used."""
         stop = StopRequest(with_parent=end_with_parent)
         self._restart = "make run" if end_with_parent else f"{_programs()} serve"
         try:
@@ -77,9 +84,10 @@ class Command(BaseCommand):
             time.sleep(_PAUSE_SECONDS)
 
     def _listen(self, *, patiently: bool) -> socket.socket:
-        """Open the listening socket.
+        """Open the listening socket. Raises CommandError if the port is in use.
 
-        With `patiently`, wait a moment for a port that the children of a killed serve still use.
+        With `patiently`, wait up to 25 s for a port that is in use. The children of a killed serve may still use the
+        port.
         """
         try:
             return server.listen()
@@ -95,9 +103,9 @@ class Command(BaseCommand):
             yield f"To start the server there: {_with_variables(self._restart, str(error.free_port))}"
 
     def _becomes_ready(self, processes: ProcessGroup, listener: socket.socket, stop: StopRequest) -> bool:
-        """Wait until /readyz answers 200, and return True; return False if a stop is requested before.
+        """Wait until /readyz answers 200. Return False if a stop is requested first.
 
-        Raises CommandError if a process ends, or if /readyz does not answer 200 within _READY_SECONDS.
+        Raises CommandError if a child process dies, or if /readyz does not answer 200 within 90 s.
         """
         deadline = time.monotonic() + _READY_SECONDS
         host, port = listener.getsockname()[:2]
@@ -196,7 +204,7 @@ def _facts(url: str, command: str) -> Iterator[str]:
 
 
 def _as_another_account() -> str:
-    """Return the text that says how to start NexMDM as another account than root, with the folders that it must own."""
+    """Return the shell command that starts NexMDM under the account ACCOUNT instead of root."""
     folders = [settings.BASE_DIR, *([] if settings.DATA_DIR.is_relative_to(settings.BASE_DIR) else [settings.DATA_DIR])]
     owned = " ".join(shlex.quote(str(folder)) for folder in folders)
     run = shlex.quote(f"make -C {shlex.quote(str(settings.BASE_DIR))} run")
@@ -204,9 +212,9 @@ def _as_another_account() -> str:
 
 
 def _with_variables(command: str, port: str) -> str:
-    """Return a command with the variables by which it finds this server and its secrets.
+    """Return `command` with the variables that it needs to find this server and its secrets.
 
-    PORT is included if it is set.
+    An empty `port` is left out.
     """
     values = {"NEXMDM_DATA_DIR": os.environ.get("NEXMDM_DATA_DIR"), "HOST": os.environ.get("HOST"), "PORT": port}
     return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in values.items() if value), command])

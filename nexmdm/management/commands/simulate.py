@@ -1,4 +1,7 @@
-"""manage.py simulate: simulated phones in a terminal. They use only HTTP, and need no database."""
+"""The command `manage.py simulate`, which runs simulated phones in a terminal.
+
+The phones use HTTP, and do not use the database.
+"""
 
 import asyncio
 import json
@@ -31,17 +34,23 @@ from nexmdm.config import named_admins
 from nexmdm.management.commands.fleet import OwnServer
 
 FCM_PORT: Final = 8099
-"""The port of the simulated FCM, unless FCM_BASE_URL names another port of this machine."""
+"""The port of the simulated FCM, unless FCM_BASE_URL is an address on 127.0.0.1 with another port."""
 
 _REGISTERING: Final = 4
-"""The number of phones that register at the same time. Each registration costs the server a password hash."""
+"""The number of phones that register at the same time.
+
+The number is low, because the server computes a slow hash for each registration.
+"""
 
 _START: Final = "Is the server running? Start it with `make run`, or name another server with --url."
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Simulated phones, with their common settings."""
+    """Simulated phones, and the settings that all of them share.
+
+    `interval_seconds` is the time between two heartbeats. `tell` prints a line. `fcm` is None without simulated pushes.
+    """
 
     phones: list[SimulatedPhone]
     interval_seconds: float
@@ -49,7 +58,10 @@ class Fleet:
     fcm: SimulatedFcm | None
 
     async def live(self, enrollment_token: str) -> None:
-        """Register all of them, and run them until cancelled. Raises what SimulatedPhone.live() raises."""
+        """Register all phones, and run them until the task is cancelled.
+
+        Raises the errors of SimulatedPhone.live().
+        """
         async with AsyncExitStack() as stack:
             timeout = aiohttp.ClientTimeout(ANSWER_SECONDS)
             headers = {"Host": self.phones[0].host} if self.phones[0].host else None
@@ -129,8 +141,8 @@ class Command(BaseCommand):
         add("--push", action="store_true", help="simulate FCM too, for pushes; prints how to start the server for this")
 
     def handle(self, *_: object, enrollment_token: str | None, **options: Any) -> None:
-        """Run the phones. If they end before Ctrl-C, show the reason."""
-        # A shell starts a job in the background with SIGINT ignored.
+        """Run the phones. Raises CommandError with the reason if they end before Ctrl-C."""
+        # A shell ignores SIGINT for its background jobs, and a child process inherits this.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         url, host = (options["url"].rstrip("/"), None) if options["url"] else addresses.of_settings()
         if enrollment_token is None and options["url"]:
@@ -170,7 +182,7 @@ class Command(BaseCommand):
         return phones
 
     def _fcm(self) -> SimulatedFcm:
-        """Return the simulated FCM, and print how to start the server so that it sends pushes to it."""
+        """Return the simulated FCM. If the server does not use it yet, print how to start the server with it."""
         configured = urlsplit(settings.FCM_BASE_URL)
         port = (configured.port or FCM_PORT) if configured.hostname == "127.0.0.1" else FCM_PORT
         fcm = SimulatedFcm("127.0.0.1", port)
@@ -196,7 +208,7 @@ def _only(*, failing: float, silent: float) -> Traits:
 
 
 def _new_enrollment_token(uses: int) -> str:
-    """Make an enrollment token at the server of these settings. Raises CommandError."""
+    """Create an enrollment token on the server with these settings. Raises CommandError if the server refuses."""
     own = OwnServer()
     credentials = own.credentials(named_admins.UNNAMED)
     assert credentials is not None
@@ -210,7 +222,7 @@ def _new_enrollment_token(uses: int) -> str:
 
 
 def _share(text: str) -> float:
-    """Return a share, written as `10%`, as a number from 0 to 1."""
+    """Return a percentage such as `10%` as a number from 0 to 1. Raises ArgumentTypeError if it is invalid."""
     found = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)%?", text)
     if found is None or float(found[1]) > 100:
         raise ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100, such as 10%")

@@ -1,4 +1,4 @@
-"""manage.py verify_audit: check the audit's chain, and name the first broken link."""
+"""The command `manage.py verify_audit`, which checks the audit chain."""
 
 from argparse import ArgumentParser, ArgumentTypeError
 from datetime import timedelta
@@ -12,7 +12,11 @@ from nexmdm.audit.chain import Place
 
 
 class Command(BaseCommand):
-    """Exit status 0 if the chain is unbroken; 1, with the first broken link, if not."""
+    """Check the audit chain.
+
+    A broken chain shows that an entry was changed, deleted or inserted, but not by NexMDM. The exit status is then 1,
+    and the message names the first wrong entry.
+    """
 
     help = "Verify that no audit entry was changed, deleted or inserted other than by NexMDM."
 
@@ -28,7 +32,10 @@ class Command(BaseCommand):
         )  # fmt: skip
 
     def handle(self, *_: object, days: int, witness: Place | None = None, **__: Any) -> None:
-        """Verify, and print the witness to keep."""
+        """Check the chain, and print a witness to store in another place.
+
+        Raises CommandError if the chain is broken.
+        """
         try:
             verified = chain.verify(timedelta(days=days), witness)
         except chain.BrokenLink as broken:

@@ -1,1 +1,1 @@
-"""The verbs for events and webhooks."""
+"""The verbs `events` and `webhook`."""

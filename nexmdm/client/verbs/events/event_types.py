@@ -1,4 +1,4 @@
-"""An argument with types of events, which a shell completes."""
+"""The type of arguments that list event types."""
 
 from argparse import ArgumentTypeError
 from typing import Final
@@ -11,7 +11,7 @@ from nexmdm.client.events import lines
 
 
 def event_types(text: str) -> str:
-    """Return types of events with commas between them, and no blanks."""
+    """Return a comma-separated list of event types without spaces."""
     found = [word.strip() for word in text.split(",") if word.strip()]
     if not found:
         raise ArgumentTypeError("must be types of events, such as command.finished or device.*")
@@ -19,7 +19,7 @@ def event_types(text: str) -> str:
 
 
 class EventTypes(Value):
-    """Types of events. A shell completes them from the types of this version."""
+    """A list of event types. A shell completes it with the event types of this version."""
 
     def __init__(self) -> None:
         super().__init__("types", event_types)

@@ -1,4 +1,4 @@
-"""The verb `events`: what happened to the fleet, in order, and with --follow what happens from now on."""
+"""The verb `events`, which prints the event feed."""
 
 import random
 import re
@@ -27,7 +27,7 @@ _MOST: Final = 1_000_000_000
 
 
 def place(text: str) -> str:
-    """Return a place in the feed, in the form of the API."""
+    """Return a place in the event feed, in the form of the API."""
     if text == _OLDEST_WORD:
         return OLDEST
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,120}", text):
@@ -73,7 +73,6 @@ def events(
 
 
 def _list(session: Session, feed: EventFeed, printer: EventPrinter, limit: int) -> int:
-    """Print the events that there are now, up to `limit`."""
     left = limit
     while left and not (feed.caught_up or feed.is_stuck):
         found = feed.read(left)
@@ -90,7 +89,10 @@ def _list(session: Session, feed: EventFeed, printer: EventPrinter, limit: int) 
 
 
 def _follow(session: Session, feed: EventFeed, printer: EventPrinter, limit: int) -> int:
-    """Print events as they happen, up to `limit`, until Ctrl-C. The server may be away meanwhile."""
+    """Print new events until Ctrl-C, or until `limit` events are printed.
+
+    After the first answer, the client repeats a request if the server is busy or does not answer.
+    """
     left, failures, answered = limit, 0, False
     printed = feed.after
     try:
@@ -98,7 +100,7 @@ def _follow(session: Session, feed: EventFeed, printer: EventPrinter, limit: int
             try:
                 found = feed.read(left, wait_seconds=LONGEST_WAIT_SECONDS)
             except (Refused, Unreachable) as trouble:
-                # Before the first answer, the address or the secrets may be wrong.
+                # The first request is not repeated, because the address or the secrets may be wrong.
                 pause = pause_before_repeat(trouble) if answered else None
                 if pause is None:
                     raise
@@ -127,7 +129,10 @@ def _say_trouble(session: Session, trouble: Refused | Unreachable, failures: int
 
 
 def _backoff(failures: int) -> float:
-    """Return a pause in seconds that doubles with each failure. A random part keeps clients from returning together."""
+    """Return a pause in seconds that grows with each failure.
+
+    A part of the pause is random, so that many clients do not return at the same moment.
+    """
     longest: float = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(failures, 10))
     return longest * random.uniform(0.5, 1)
 

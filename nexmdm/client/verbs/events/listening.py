@@ -1,4 +1,4 @@
-"""The verb `webhook listen`: a receiver on this machine, to see what a webhook sends, and to try errors."""
+"""The verb `webhook listen`, which receives a webhook on this machine."""
 
 import os
 from argparse import ArgumentTypeError

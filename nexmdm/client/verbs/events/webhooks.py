@@ -1,4 +1,4 @@
-"""The verb `webhook`: add, list, show, change, pause, resume, test, replay, rotate-secret, attempts, delete, listen."""
+"""The verb `webhook` with its own verbs, such as `add`, `list` and `test`."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -158,7 +158,10 @@ def test(session: Session, name: str) -> int:
     help=f"A cursor that `events` printed, or `{NOW}`, or `oldest`.",
 )  # fmt: skip
 def replay(session: Session, name: str, after: str) -> int:
-    """Let a webhook continue after another cursor: an earlier cursor sends events again, a later cursor skips some."""
+    """Let a webhook continue after another cursor.
+
+    With an earlier cursor, events are sent again. With a later cursor, events are skipped.
+    """
     path = _path(session, name)
     before = session.client.get(path)
     replayed = session.client.post(f"{path}/replay", {"after": after})
