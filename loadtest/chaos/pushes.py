@@ -82,7 +82,7 @@ class Pushed:
         return sum(_is_of(attempt, sends[0]) for attempt, sends in self._answered())
 
     def founded(self) -> int:
-        """Return the number of attempts with a recorded answer of FCM that have exactly one message with this answer."""
+        """Return the number of attempts with a recorded answer of FCM that have exactly one message, and its answer."""
         pairs = self._answered()
         return sum(len(sends) == 1 and _is_answered(attempt) and _is_of(attempt, sends[0]) for attempt, sends in pairs)
 
