@@ -1,10 +1,9 @@
-"""Measures the pages and lists of a fleet with a history: `python -m loadtest.benchmarks.page_times`.
+"""Measure how long the pages and lists of a fleet with a history take: `python -m loadtest.benchmarks.page_times`.
 
-The program starts its own server, and seeds the fleet and a month of work. A third of the fleet is online, a third is
-offline. The program requests each page several times, one after the other. Requests for the API are signed; for the
-admin site, the program is logged in. On the admin site, it requests the pages of new and of old rows, and every list:
-without a filter, with each choice of each filter, with a search, at its last page, and as CSV (up to the first chunk of
-rows).
+The program starts its own server, and seeds a fleet and a month of commands. A third of the fleet is online, and a
+third is offline. The program requests each page several times, one request after another. On the admin site, it
+requests the pages of new and of old rows. It requests every list without a filter, with each choice of each filter,
+with a search, at the last page, and as CSV. The time of a CSV ends with its first rows.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from nexmdm.client.http_client import FleetClient
 
 LIMIT_MS: Final = 500
 DEVICES_LIMIT_MS: Final = 200
-"""The limit for lists of devices, in milliseconds."""
+"""The limit for lists of devices."""
 
 LISTS: Final = {
     "/django-admin/devices/device/": "devices_device",
@@ -101,9 +100,11 @@ _FACTS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Values from the database: ids of a device and of three commands, and the start and end of an old day.
+    """Values from the database that are parts of addresses.
 
-    A wide command is a command to the largest number of devices.
+    - `oldest_wide_command`, `newest_wide_command`: commands to the largest number of devices.
+    - `since`, `until`: the beginning and the end of an old day.
+    - `far_ends`: for each list, the id of the row before its last full page.
     """
 
     newest_command: str
@@ -116,7 +117,7 @@ class Facts:
 
 
 def main() -> int:
-    """Measure and print a table. Return 0 if every page was within its limit."""
+    """Measure, and print a table. Return 0 if every page was within its limit, else 1."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.page_times", description=__doc__)
     parser.add_argument("--devices", type=int, default=100_000, help="how many phones (100,000)")
     parser.add_argument("--deliveries", type=int, default=1_000_000, help="number of their deliveries (1,000,000)")
@@ -205,7 +206,7 @@ def _api_paths(facts: Facts) -> Iterator[str]:
 
 
 def _cursor(key: str) -> str:
-    """Return the cursor that continues a list below a key, in the server's form."""
+    """Return the cursor of the API that continues a list after the row with this key."""
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
@@ -261,7 +262,7 @@ def _first_rows(browser: httpx.Client, path: str) -> Callable[[], object]:
 
 
 def _times(ask: Callable[[], object], count: int) -> list[float]:
-    """Return the milliseconds of each call, after a first call that does not count."""
+    """Return the milliseconds of `count` calls, after a first call that does not count."""
     ask()
     return [_time(ask) for _ in range(count)]
 
