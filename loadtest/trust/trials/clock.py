@@ -45,7 +45,10 @@ class NoLibrary(Exception):
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Test two servers at the same time: the clock of one server is fast, and the clock of the second server is slow."""
+    """Test two servers at the same time.
+
+    The clock of one server is fast, and the clock of the second server is slow.
+    """
     library = _library()
     with ThreadPoolExecutor() as threads:
         tried = [
