@@ -1,5 +1,4 @@
-"""An upper limit for NexMDM: a bare ASGI server with a group commit to PostgreSQL, without the other work of a
-heartbeat.
+"""An upper limit for NexMDM: a bare ASGI server that only stores heartbeats in PostgreSQL, with a group commit.
 
 The server parses the body of a heartbeat, and stores the status for the device with the token's digest. It validates
 nothing, looks for no commands, writes no log, and answers with a constant. `python -m loadtest.benchmarks.one_core`

@@ -1,10 +1,9 @@
-"""Measure how soon a push reaches FCM, and how soon an admin gets a result: `python -m
-loadtest.benchmarks.dispatch_latency`.
+"""Measure how soon a push and a result arrive: `python -m loadtest.benchmarks.dispatch_latency`.
 
 The program starts its own server and a fake FCM, and sends one ping after another to one phone. The first latency is
-the time from POST /admin/command to the arrival of the push at FCM. The second latency is the time from the phone's
-report to the answer that an admin with `wait_seconds` waits for. This time begins with the server's answer to the
-report.
+the time from POST /admin/command to the arrival of the push at FCM. For the second latency, an admin waits for the
+result with `wait_seconds`. This latency is the time from the answer to the phone's report to the answer to the waiting
+admin.
 """
 
 import argparse
@@ -35,16 +34,15 @@ ALONE_P95_LIMIT_MS: Final = 300.0
 
 WAIT_LIMIT_MS: Final = 250.0
 _LONGEST_PAUSE_SECONDS: Final = 0.3
-"""The longest wait of the phone before its report. The wait is random, because reports must not always come together
-with polls."""
+"""The longest wait of the phone before its report. The wait is random, because the server polls at equal intervals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
     """The latencies of one ping, in milliseconds.
 
-    - `to_push`: from the POST to the push at FCM.
-    - `to_waiting_admin`: from the answer to the phone's report to the answer to the waiting admin.
+    - `to_push`: the time from the POST to the arrival of the push at FCM.
+    - `to_waiting_admin`: the time from the answer to the phone's report to the answer to the waiting admin.
     """
 
     to_push: float

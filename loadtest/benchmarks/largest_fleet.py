@@ -1,8 +1,8 @@
 """Find the largest fleet that one web worker serves on this machine: `python -m loadtest.benchmarks.largest_fleet`.
 
 A fleet passes if every request is answered and the p99 of the heartbeats is below 150 ms. The search doubles the fleet
-until a fleet does not pass. Then the search narrows the range between the largest fleet that passed and the smallest
-fleet that did not. The server, PostgreSQL, the fake FCM and the generator share the machine.
+until a fleet fails. Next, the search repeatedly tests the middle between the largest fleet that passed and the smallest
+fleet that failed. The server, PostgreSQL, the fake FCM and the generator share the machine.
 """
 
 import argparse

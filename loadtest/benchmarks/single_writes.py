@@ -1,9 +1,8 @@
-"""Measure how many signed commands to one device a web worker accepts a second: `python -m
-loadtest.benchmarks.single_writes`.
+"""Measure how many signed commands a second a web worker accepts: `python -m loadtest.benchmarks.single_writes`.
 
-The web worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1. Each round measures heartbeats,
-then commands over 64 connections, then commands over one connection. Each command is a separate `ping` to one device
-without a push token. All requests are signed before the measurement. At the end, the program verifies the audit.
+The web worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1. Each round has three measurements:
+heartbeats, commands over 64 connections, and commands over one connection. Each command is a separate `ping` to one
+device without a push token. All requests are signed before the measurement. At the end, the program verifies the audit.
 """
 
 import argparse

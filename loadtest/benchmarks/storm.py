@@ -1,9 +1,9 @@
 """Measure a storm: one command goes to a fleet whose phones all report within a minute.
 
-`python -m loadtest.benchmarks.storm`: all phones send heartbeats. Then each phone gets the push of one `ping`, and
-reports after a random part of `--spread`. A phone whose report is refused tries again after `Retry-After` and a random
-time. A phone that gets no answer tries again after a random time that doubles with each try. One web worker, the
-dispatcher, PostgreSQL, the fake FCM and the generator share the machine.
+`python -m loadtest.benchmarks.storm`: all phones send heartbeats. Each phone gets the push of one `ping`, and reports
+after a random part of `--spread`. A phone whose report is refused tries again after `Retry-After` and a random time. A
+phone that gets no answer tries again after a random time that doubles with each try. One web worker, the dispatcher,
+PostgreSQL, the fake FCM and the generator share the machine.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from loadtest.testbed.testbed import ServerUnderTest
 INTERVAL_SECONDS: Final = 120
 RAMP_SECONDS: Final = 20
 QUIET_SECONDS: Final = 15
-"""The time without reports, in which phones send only heartbeats. It is before the command and after the last reports.
-"""
+"""The time in which the phones send only heartbeats. The run has this time before the command and again after the
+reports."""
 
 FAN_OUT_SECONDS: Final = 60
 """The longest expected time of all pushes."""
@@ -40,8 +40,8 @@ FAN_OUT_SECONDS: Final = 60
 HEARTBEAT_P99_SECONDS: Final = 0.150
 RESULT_P99_SECONDS: Final = 2.0
 CONNECTIONS: Final = 3000
-"""The largest number of connections at the same time. Each real phone has its own connection. But with more
-connections, the generator would use too much of the two cores."""
+"""The largest number of open connections. Each real phone has a separate connection. But with more connections, the
+generator would use too much of the two cores."""
 
 SOURCES: Final = ["127.0.3.1", "127.0.3.2"]
 """The local addresses of the phones. One address is not enough, because a server accepts 2,000 connections from one
@@ -62,7 +62,7 @@ class Storm:
 
     @property
     def errors(self) -> Counter[str]:
-        """The number of each error, without failed tries of reports."""
+        """The number of each error. Failed tries of reports are left out."""
         errors = self.run.figures.errors(since=self.run.measured_since)
         return Counter({name: count for name, count in errors.items() if not name.startswith("result: ")})
 
@@ -73,10 +73,11 @@ class Storm:
         return Counter({name: count for name, count in errors.items() if name.startswith("result: ")})
 
     def is_held(self) -> bool:
-        """Return whether every phone's result is stored, there were no other errors, and all latencies were within
-        their limits.
+        """Return whether the storm met its limits.
 
-        The last seconds of the run have a separate check of their heartbeats.
+        Every phone's result must be stored, and there may be no errors except failed tries of reports. The p99 of
+        heartbeats and of results must be below their limits. The p99 of heartbeats in the last 10 s of the run must be
+        below its limit too.
         """
         figures, since = self.run.figures, self.run.measured_since
         heartbeats, results = figures.latencies("heartbeat", since=since), figures.latencies("result", since=since)

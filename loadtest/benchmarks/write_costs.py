@@ -142,7 +142,7 @@ def _measure_in_rounds(fleet: Fleet, meter: Meter, arguments: argparse.Namespace
     costs: dict[str, list[Cost]] = {kind.name: [] for kind in (*KINDS, TO_ALL)}
     for kind in KINDS:
         _measure(fleet, meter, kind, WARM_UP)
-    # PostgreSQL made its earlier plans for empty tables.
+    # Before this statement, PostgreSQL uses plans for empty tables.
     fleet.database.execute("ANALYZE")
     for number in range(1, arguments.rounds + 1):
         for kind in KINDS:

@@ -149,7 +149,7 @@ def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
 
 
 def _pictures(driver: webdriver.Chrome, site: tuple[str, str], folder: Path) -> Iterator[str]:
-    """Take a picture of each page in each mode; yield the pages that are too wide for a phone."""
+    """Take a screenshot of each page in each of LOOKS. Yield the pages that are wider than a phone."""
     url, password = site
     for look in LOOKS:
         _appear(driver, look)

@@ -1,1 +1,1 @@
-"""Chaos runs: a run causes a fault under load, and then compares four records of what happened (ledgers)."""
+"""Chaos runs. A run causes a fault under load, and compares four records of what happened (ledgers)."""

@@ -1,8 +1,8 @@
 """Cause a fault in a server under load, and check that nothing is lost: `python -m loadtest.chaos FAULT`.
 
 The program starts its own server. Simulated phones and an admin send requests before, during and after the fault. At
-the end, the program compares four ledgers: the answers that the clients got, the content of the database, the messages
-that reached the fake FCM, and the event feed.
+the end, the program compares four ledgers: the answers to the clients, the database, the journal of the fake FCM, and
+the event feed.
 """
 
 import argparse
@@ -48,8 +48,8 @@ DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
 ANSWER_MS: Final = 20
 SILENT_COMMANDS_PER_SECOND: Final = 5
-"""The rate of commands for faults during which many requests get no answer or fail for many seconds. At 20 commands a
-second, two web workers on two cores would need half a minute to catch up after such a fault."""
+"""The rate of commands for faults during which requests get no answer or fail for many seconds. With 20 commands a
+second, two web workers on two cores would need half a minute to catch up afterwards."""
 
 READ_SECONDS: Final = 30
 """The longest time after a run in which the client of the feed reads the last events."""
@@ -180,7 +180,7 @@ async def _run(
 ) -> tuple[DatabaseSnapshot, list[Target]]:
     """Run the phones, the admin, a client of the feed, and receivers of webhooks through a fault.
 
-    Return the content of the database at the end of the fault, and the targets of the feed and of the webhooks.
+    Return the content of the database at the end of the fault, and the targets of feed and webhooks.
     """
     reader = FeedReader(place.admin)
     begun = len((await asyncio.to_thread(feed.read, database_url)).ids)

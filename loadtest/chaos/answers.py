@@ -48,7 +48,7 @@ class InGaps:
 
     __slots__ = ()
     normal_seconds: ClassVar[float]
-    """The time from the end of a gap until no request may fail any more."""
+    """The longest time after a gap for which requests may still fail."""
 
     gaps: list[Gap]
 
@@ -64,14 +64,17 @@ class InGaps:
 
 @dataclass(frozen=True, slots=True)
 class AroundGaps:
-    """The answers of a run, for the checks of the gaps. The gaps must be in the order of time."""
+    """The checks of all answers of a run. The gaps must be in the order of time.
+
+    - `normal_seconds`: the longest time after a gap for which requests may still fail.
+    """
 
     gaps: Sequence[Gap]
     exchanges: Sequence[Exchange]
     normal_seconds: float
 
     def judged(self) -> list[Target]:
-        """Check that each answer is 200 or 503, and that each answer is 200 from `normal_seconds` after a gap on."""
+        """Check that each answer is 200 or 503. From `normal_seconds` after a gap on, each answer must be 200."""
         failed = [one for one in self.exchanges if one.status != 200]
         tails = [self._tail(number, failed) for number in range(len(self.gaps))]
         longest = max(max(tails, default=0.0), 0.0)
@@ -120,7 +123,10 @@ class AroundGaps:
         return self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else inf
 
     def _tail(self, number: int, failed: Sequence[Exchange]) -> float:
-        """Return how many seconds after the return of the database the last request failed, before the next gap."""
+        """Return the time of the last failure in or after a gap, in seconds after the end of the gap.
+
+        Failures after the beginning of the next gap do not count.
+        """
         gap, until = self.gaps[number], self._next_stop(number)
         ended = (one.ended_at for one in failed if gap.stopped_at < one.ended_at < until)
         return max((at - gap.back_at for at in ended), default=0.0)

@@ -18,7 +18,7 @@ class Database:
 
     - `settings`: the settings with which the server uses this database.
     - `url`: the URL from which the run reads the database at its end.
-    - `fault`: a function that makes the fault of this database; None: this database has no fault of its own.
+    - `fault`: a function that returns the fault of this database; None: this database causes no fault.
     """
 
     settings: Mapping[str, str]

@@ -33,7 +33,7 @@ from loadtest.testbed.serving import Serving
 Say = Callable[[str], None]
 
 NORMAL_SECONDS: Final = 5
-"""The time from the return of PostgreSQL until no request may fail any more."""
+"""The longest time after the return of PostgreSQL for which requests may still fail."""
 
 SERVED: Final = ("web-1", "web-2", "dispatch")
 """The names of the parts that `serve` starts, as in its log."""
@@ -176,10 +176,7 @@ class Kills:
 
 @dataclass(slots=True)
 class DatabaseStops(InGaps):
-    """The fault `database`:
-
-    PostgreSQL is stopped several times, as by `pg_ctl stop -m immediate`. `serve` starts it again.
-    """
+    """The fault `database`: PostgreSQL is stopped several times in its mode `immediate`. `serve` starts it again."""
 
     normal_seconds = NORMAL_SECONDS
 
@@ -219,7 +216,10 @@ class DatabaseStops(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that each answer is 200 or 503, and that each answer is 200 from NORMAL_SECONDS after a stop on."""
+        """Check that each answer is 200 or 503.
+
+        From NORMAL_SECONDS after PostgreSQL is back, each answer must be 200.
+        """
         del snapshot, sends
         figure = f"away for {answers.lengths(self.gaps)}"
         return [

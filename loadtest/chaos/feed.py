@@ -29,8 +29,8 @@ PAUSE_SECONDS: Final = 0.2
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
 
 Fact = tuple[str, ...]
-"""Four texts that identify a fact: the event type, the request id, the device id, and a detail such as the state. A
-text that this event type does not have is empty."""
+"""Four texts that identify a fact: the event type, the request id, the device id, and a detail, for example the state.
+If an event type has no request id, device id or detail, this text is empty."""
 
 _FACTS: Final = """
     SELECT ARRAY['device.push_dead', '', id::text, ''] FROM devices_device WHERE push_token_dead_at IS NOT NULL
@@ -69,7 +69,7 @@ class FeedSnapshot:
 
     - `facts`: the facts in the tables, counted.
     - `ids`: the ids of all events, in the order of the feed.
-    - `events`: the facts that the events report, counted.
+    - `events`: the facts in the events of the types in `_JUDGED`, counted.
     """
 
     facts: Counter[Fact]

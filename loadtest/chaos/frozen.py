@@ -1,7 +1,6 @@
 """The fault `frozen`: a proxy acknowledges packets to the database, but forwards nothing.
 
-A load balancer that hangs behaves like this. A host during its migration and a router that has lost a connection do
-too.
+Networks freeze in this way if a load balancer hangs, a host is migrated, or a router loses a connection.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ from loadtest.load.targets import Target
 from loadtest.testbed.tcp_proxy import TcpProxy
 
 NORMAL_SECONDS: Final = 10
-"""The time from the end of a freeze until no request may fail any more."""
+"""The longest time after a freeze for which requests may still fail."""
 
 ANSWER_SECONDS: Final = 10
 """The longest allowed time of a request that overlaps a freeze."""
@@ -51,7 +50,8 @@ FREEZES: Final = (Freeze(40), Freeze(40, forgets=True), Freeze(0, forgets=True),
 
 @contextmanager
 def freezing(folder: Path, times: int, seconds: float) -> Iterator[Database]:
-    """Run a PostgreSQL behind a proxy. Yield this database with a fault that freezes the proxy `times` times.
+    """Run a PostgreSQL, and a proxy in front of it. Yield this database, with a fault that freezes the proxy `times`
+    times.
 
     `seconds` is the longest allowed time of each freeze.
     """
@@ -123,7 +123,7 @@ class Freezes(InGaps):
         return Target("answers meanwhile", "503", figure, set(meanwhile) == {503})
 
     def _in_time(self, exchanges: Sequence[Exchange]) -> Target:
-        """Check how long requests took that overlapped a freeze, or that began within NORMAL_SECONDS after a freeze."""
+        """Check how long requests took, if they overlapped a freeze or began within NORMAL_SECONDS after a freeze."""
         seconds = [
             one.ended_at - one.begun_at
             for one in exchanges

@@ -25,8 +25,8 @@ OVERDUE_SECONDS: Final = 15
 """The longest time that a due delivery may wait. It includes the restart of a killed dispatcher."""
 
 TRANSACTION_SECONDS: Final = 1
-"""The largest allowed difference between the times of two transactions on one row. If a transaction waits for another
-transaction, it stores the time of its own beginning."""
+"""The largest allowed difference between the times of two transactions on one row. A transaction that waits for another
+transaction stores the time of its own beginning."""
 
 Key = tuple[str, str]
 """The request id and the device id of a delivery."""
@@ -181,7 +181,10 @@ def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
 
 
 def _waits(delivery: Delivery, now: float) -> bool:
-    """Return whether an open delivery has a time for its next push or its expiry that is not long past."""
+    """Return whether an open delivery has a due time for its next push or for its expiry.
+
+    A due time that is long past does not count.
+    """
     to_be_pushed = delivery.state == "pending" and delivery.push_state in ("waiting", "retrying")
     due_at = delivery.next_attempt_at if to_be_pushed else delivery.open_until
     if due_at is None or due_at > delivery.open_until + LEASE_SECONDS:
@@ -190,7 +193,7 @@ def _waits(delivery: Delivery, now: float) -> bool:
 
 
 def _answered(account: Account, snapshot: DatabaseSnapshot) -> Target:
-    """Check that the state of each delivery is the state that the server last answered to its report."""
+    """Check that each delivery still has the state that the server answered to the phone's report."""
     rows = {one.key: one for one in snapshot.deliveries}
     kept = sum(_stands(one, rows.get((one.request_id, one.device_id))) for one in account.results)
     return Target("deliveries have the state that was answered", "all", *part(kept, len(account.results)))

@@ -84,7 +84,7 @@ class FcmOutages:
     async def run(self, traffic: Traffic) -> None:
         """Cause all outages, one after another.
 
-        During the first outage, the admin also issues a command to all phones.
+        At the beginning of the first outage, the admin also issues a command to all phones.
         """
         async with httpx.AsyncClient() as client:
             for number, outage in enumerate(self.outages):
@@ -173,13 +173,19 @@ def _accepted(name: str, one: Recovery, exchanges: Sequence[Exchange]) -> Target
 
 
 def _answered(one: Recovery, snapshot: DatabaseSnapshot) -> list[Delivery]:
-    """Return the deliveries that phones settled in an outage, without the first IN_THE_AIR_SECONDS of the outage."""
+    """Return the deliveries that phones settled in an outage.
+
+    The first IN_THE_AIR_SECONDS of the outage do not count.
+    """
     begin, end = one.begun_at + IN_THE_AIR_SECONDS, one.ended_at
     return [each for each in snapshot.deliveries if each.state in FINAL and begin < (each.settled_at or 0) < end]
 
 
 def _open_seconds(delivery: Delivery, one: Recovery) -> float:
-    """Return how long a delivery could be answered in an outage, without the first IN_THE_AIR_SECONDS of the outage."""
+    """Return for how many seconds of an outage a phone could have settled a delivery.
+
+    The first IN_THE_AIR_SECONDS of the outage do not count.
+    """
     begin = one.begun_at + IN_THE_AIR_SECONDS
     if delivery.settled_at is not None and delivery.settled_at <= begin:
         return 0

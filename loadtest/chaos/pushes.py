@@ -1,4 +1,4 @@
-"""The pushes of a run: the messages that reached the fake FCM, the attempts in the database, and missing attempts.
+"""The check of a run's pushes: messages at the fake FCM, attempts in the database, and due pushes without an attempt.
 
 A message is a push in the journal of the fake FCM. An attempt is a row in the database.
 """
@@ -57,15 +57,15 @@ Send = Mapping[str, Any]
 class Pushed:
     """A delivery, and its messages at FCM in the order of arrival.
 
-    Messages that FCM refused because of the access token are left out. The dispatcher sends such a message again within
-    one attempt.
+    Messages that FCM refused because of the access token are left out. After this refusal, the dispatcher sends the
+    message again in the present attempt.
     """
 
     delivery: Delivery
     sends: Sequence[Send]
 
     def sends_of(self, number: int) -> Sequence[Send]:
-        """Return the messages of one attempt: those from its beginning to the beginning of the next attempt.
+        """Return the messages that arrived between the beginning of an attempt and the beginning of the next attempt.
 
         `number` counts the attempts from 0.
         """
@@ -74,22 +74,23 @@ class Pushed:
         return [send for send in self.sends if begins[number] <= send["at"] < until]
 
     def recorded(self) -> int:
-        """Return the number of messages that have an attempt of their own.
+        """Return the number of messages that have a separate attempt.
 
-        The attempt must have begun before the message arrived. It must have FCM's answer to this message, or no
-        recorded answer.
+        The attempt must have begun before the message arrived. The attempt must have FCM's answer to this message, or
+        no recorded answer.
         """
         return sum(_is_of(attempt, sends[0]) for attempt, sends in self._answered())
 
     def founded(self) -> int:
-        """Return the number of attempts with a recorded answer of FCM that have exactly one message, and its answer."""
+        """Return the number of attempts that have FCM's answer to exactly one message.
+
+        Attempts without an answer do not count.
+        """
         pairs = self._answered()
         return sum(len(sends) == 1 and _is_answered(attempt) and _is_of(attempt, sends[0]) for attempt, sends in pairs)
 
     def taken_twice_unexplained(self) -> int:
-        """Return the number of repeated messages that FCM accepted although no attempt with the outcome `unknown`
-        explains them.
-        """
+        """Return how often FCM accepted a repeated message that no attempt with the outcome `unknown` explains."""
         taken = sum(bool(send["message_id"]) for send in self.sends)
         unknown = sum(one.outcome == "unknown" for one in self.delivery.attempts)
         return max(0, taken - 1 - unknown)

@@ -22,7 +22,8 @@ from loadtest.testbed.serving import wait_for
 from loadtest.testbed.tcp_proxy import TcpProxy
 
 NORMAL_SECONDS: Final = 5
-"""The time from the change of the address until no request may fail, and no connection to the old primary may exist."""
+"""The longest time after the change of the address for which requests may still fail. After this time, no connection to
+the old primary may exist."""
 
 READ_ONLY_SECONDS: Final = 8
 _WRITING: Final = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND backend_xid IS NOT NULL"
@@ -34,9 +35,10 @@ _CONNECTED: Final = """
 
 @contextmanager
 def demoting(folder: Path, times: int) -> Iterator[Database]:
-    """Run a primary and its standby behind a proxy. Yield this database with a fault of `times` demotions.
+    """Run a primary and its standby, and a proxy in front of them. Yield this database with a fault of `times`
+    demotions.
 
-    The proxy is the address that the server knows.
+    The server knows only the address of the proxy.
     """
     with databases.servers(folder) as made:
         pair = PostgresPair.made_by(made)
@@ -87,7 +89,7 @@ class Demotions(InGaps):
         await asyncio.sleep(2 * NORMAL_SECONDS)
 
     async def _move(self, demote: Callable[[], None]) -> None:
-        """Demote the primary, later change the address, and then count the connections to the old primary."""
+        """Demote the primary, change the address some seconds later, and count the connections to the old primary."""
         stopped_at = time.monotonic()
         await asyncio.to_thread(demote)
         old, new = self.pair.standby, self.pair.primary
@@ -118,7 +120,7 @@ class Demotions(InGaps):
     ) -> list[Target]:
         """Check the answers, the connections to the old primary, and that all processes survive.
 
-        Each answer must be 200 or 503, and each answer must be 200 soon after the change of the address.
+        Each answer must be 200 or 503. From NORMAL_SECONDS after a change of the address on, each answer must be 200.
         """
         del snapshot, sends
         figure = f"read-only for {answers.lengths(self.gaps)}"

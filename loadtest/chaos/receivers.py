@@ -22,11 +22,11 @@ SETTINGS: Final = {"WEBHOOK_ALLOW_PRIVATE": "127.0.0.0/8"}
 """The setting that allows the server to send to receivers on this machine."""
 
 FAULT_EVERY: Final = 300
-"""A receiver fails at its first request, and again after each 300 requests."""
+"""A receiver fails at one request in this number, beginning with the first request."""
 
 HANG_EVERY: Final = 2000
-"""The number of requests between two failures of the receiver that hangs. Each failure costs 10 s, because the server
-waits 10 s for an answer."""
+"""The receiver that hangs fails at one request in this number. Each failure costs 10 s, because the server waits 10 s
+for an answer."""
 
 HANG_SECONDS: Final = 30
 WAIT_SECONDS: Final = 180

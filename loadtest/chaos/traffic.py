@@ -30,7 +30,8 @@ Kind = Literal["heartbeat", "result", "command"]
 COMMANDS_PER_SECOND: Final = 20
 LARGEST_AUDIENCE: Final = 7
 LIVES_SECONDS: Final = (15, 60, 600)
-"""The time to begin of each command is one of these values. Some commands expire before a fault ends."""
+"""The times to begin of the commands, from which each command gets a random time. Some commands expire before a fault
+ends."""
 
 ANSWER_SECONDS: Final = 15
 KEPT_SECONDS: Final = 3
@@ -41,7 +42,7 @@ Connections = tuple[int, int]
 """The largest numbers of connections of the phones and of the admin, in this order; 0: no limit."""
 
 NORMAL_CONNECTIONS: Final[Connections] = (200, 50)
-"""The admin has separate connections. So a command does not wait while all phones report at the same time."""
+"""The admin has separate connections. So a command does not wait for a connection while all phones report."""
 
 UNLIMITED_CONNECTIONS: Final[Connections] = (0, 0)
 """The connections for faults during which many requests take long. No request may wait for a connection, because this
@@ -109,7 +110,7 @@ class Account:
     """The `note` of each command that the admin posted. Each command has a different note."""
 
     accepted: dict[str, frozenset[str]] = field(default_factory=dict)
-    """The ids of the devices of each command whose POST was answered with 200, by request id."""
+    """By request id of each command whose POST was answered with 200: the ids of its devices."""
 
     unanswered: int = 0
     """The number of commands whose POST was never answered with 200."""

@@ -28,7 +28,7 @@ QUIET_SECONDS: Final = 5
 """The time from the last command until the fault. In this time, the phones answer the last commands."""
 
 NORMAL_SECONDS: Final = 5
-"""The time from the return of the web workers until each new request must get an answer."""
+"""The longest time after the return of the web workers for which new requests may get no answer."""
 
 _OFFLINE: Final = "SELECT count(*) FROM nexmdm_event WHERE type = 'device.offline'"
 _ONLINE: Final = """
@@ -60,8 +60,8 @@ class WebAway:
     async def run(self, traffic: Traffic) -> None:
         """Take the web workers away once, for `seconds`.
 
-        The admin issues no commands in this time. A signature is valid for 300 s, and a command's repeated POST would
-        be refused.
+        The admin issues no commands in this time. A signature is valid for only 300 s. So the server would refuse the
+        POST of these commands after its return.
         """
         await asyncio.sleep(BEFORE_SECONDS)
         traffic.pause_commands()

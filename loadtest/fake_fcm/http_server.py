@@ -1,8 +1,7 @@
 """A small HTTP/1.1 server for the fake FCM.
 
-The server uses httptools to read requests. It needs little processor time, because the server under test runs on the
-same machine. A client may send its next request on a connection only after the answer to the last request. The clients
-of FCM follow this rule.
+httptools reads the requests, because the server must leave the processor to the server under test. A client may send
+its next request on a connection only after the answer to the last request. The clients of FCM follow this rule.
 """
 
 import asyncio
@@ -71,7 +70,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
-            raise  # An error of our own code.
+            raise  # The error is in a method of this class.
         except httptools.HttpParserError:
             self.cut()
 

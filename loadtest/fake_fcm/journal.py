@@ -94,10 +94,7 @@ class Journal:
 
 
 class JournalTail:
-    """A reader that follows the file of a journal.
-
-    The reader skips the pushes that the file contains at its creation.
-    """
+    """A reader that follows the file of a journal. It returns only pushes that are written after its creation."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)

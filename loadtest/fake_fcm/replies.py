@@ -1,6 +1,7 @@
 """The answers of the fake FCM.
 
-The beginning of a push target chooses the answer. It consists of a word of `WORDS`, sometimes a number, and a hyphen:
+The beginning of a push target chooses the answer. This beginning is a word of `WORDS`, for some words a number, and a
+hyphen:
 
 | beginning        | answer                                                                                    |
 | ok-              | 200                                                                                       |
@@ -123,7 +124,7 @@ def script_of(text: str) -> tuple[str, int | None]:
 
 
 def violation_in(message: Mapping[str, Any]) -> str:
-    """Return the name of the first field that is not valid in a message, or an empty string if all fields are valid.
+    """Return the name of the first field that is not valid in a message, or an empty string.
 
     This check is stricter than the check of FCM in one way: `android.priority` and `android.ttl` are required.
     """

@@ -1,7 +1,7 @@
 """The HTTP server of the fake FCM. It listens on the loopback interface.
 
 The beginning of a push target chooses the answer; the table is in replies.py. There is one exception. A FID that
-contains a colon is a push token in the wrong field. A push to such a FID gets 404 UNREGISTERED, as from FCM.
+contains a colon is a push token in the wrong field. A push to this FID gets 404 UNREGISTERED, as from FCM.
 """
 
 import argparse

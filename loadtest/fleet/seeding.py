@@ -114,7 +114,7 @@ def _insert(device_ids: list[UUID], with_push_tokens: bool) -> None:
 def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tokens: bool) -> Iterable[tuple[Any, ...]]:
     key, command_key_id = tokens.digest_keys()[0], credentials.command_key_ids()[0]
     prefix = _prefix(with_push_tokens)
-    # A valid hash of an unknown secret. So a token whose digest was deleted is refused, and causes no error.
+    # The hash of an unknown secret. If the digest of a token is deleted, the token is refused without an error.
     unused_hash = credentials.new_secret().hash
     for one in device_ids:
         hardware_id = f"{prefix}{one}"

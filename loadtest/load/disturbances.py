@@ -67,7 +67,7 @@ class Disturbance:
 
     @property
     def sends_requests(self) -> bool:
-        """Whether the disturbance consists of requests. A restart does not."""
+        """Whether the disturbance consists of requests. This is false only for `restart`."""
         return self.kind != "restart"
 
     @property
@@ -113,7 +113,7 @@ async def restart(disturbance: Disturbance, serving: Serving) -> None:
 
 
 def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield the token and the body of heartbeats whose tokens are invalid, without end.
+    """Yield pairs of an invalid device token and a body of a heartbeat, without end.
 
     Each token has the id of a known phone, a wrong secret and a correct checksum.
     """
@@ -125,6 +125,6 @@ def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
 
 
 def _malformed(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield valid tokens with bodies that the server must refuse or repair, without end."""
+    """Yield pairs of a valid device token and a body that the server must refuse or repair, without end."""
     while True:
         yield random.choice(members).device_token, random.choice(_MALFORMED)

@@ -25,7 +25,7 @@ _SCALE: Final = 1 / log(GROWTH)
 
 
 class Histogram:
-    """A collection of latencies, counted in at most 1001 buckets.
+    """A collection of latencies that counts them in at most 1001 buckets.
 
     Each bucket ends 2 % higher than the bucket before it.
     """

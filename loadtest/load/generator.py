@@ -1,7 +1,7 @@
 """A generator of load: the phones that one process simulates (`python -m loadtest.load.generator`).
 
 Each phone has its own due times, which do not depend on its earlier heartbeats (open loop). Latency counts from the due
-time. So a stall of the server adds to the latency of every request that was due meanwhile.
+time. So if the server stalls, the latency of every request that is due in this time grows.
 
 The process reads a plan from standard input, prints that it is ready, and reads the time of the start. It ends when
 standard input ends. Twice a second, it prints its new figures as a line of JSON.
@@ -51,7 +51,7 @@ _BODIES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of one generator. A field that Load has too has the same meaning here.
+    """The plan of one generator. Load explains the fields that are not in this list.
 
     - `part`, `parts`: the number of this generator, counted from 0, and the number of all generators.
     - `journal`: the file of the fake FCM; empty: phones get no pushes.
@@ -89,8 +89,8 @@ class Plan:
 def first_dues(count: int, *, ramp_seconds: float, interval_seconds: float, chance: random.Random) -> list[float]:
     """Return the time of each phone's first heartbeat, in seconds after the start.
 
-    The phones begin evenly over the ramp, each at a random moment of its interval. So the load grows evenly and then
-    stays constant.
+    The phones begin evenly over the ramp, each at a random moment of its interval. So the load grows evenly, and is
+    constant after the ramp and one interval.
     """
     return [ramp_seconds * number / count + chance.uniform(0, interval_seconds) for number in range(count)]
 
@@ -147,7 +147,7 @@ class Generator:
         return cycle([head + with_body(body) for head, (_, body) in zip(heads, pairs, strict=True)])
 
     def start(self, starts_at: float) -> None:
-        """Begin the load at `starts_at` of the monotonic clock. Timers send the heartbeats from then on."""
+        """Begin the load at `starts_at` of the monotonic clock. Return immediately; timers send the heartbeats."""
         plan = self._plan
         self._starts_at, self._ends_at = starts_at, starts_at + plan.ramp_seconds + plan.duration_seconds
         dues = first_dues(
@@ -168,7 +168,7 @@ class Generator:
     async def finish(self) -> None:
         """Wait until no request is in progress, but at most as long as a request may take.
 
-        Then close all connections.
+        Finally, close all connections.
         """
         self._dues.clear()
         deadline = time.monotonic() + ANSWER_SECONDS + _SWEEP_SECONDS
@@ -237,7 +237,7 @@ class Generator:
             self._beat(number, time.monotonic(), regular=False)
 
     async def _hear_pushes(self, path: Path) -> None:
-        """Deliver the pushes that the fake FCM accepted to the phones of this process."""
+        """Give the phones of this process the pushes that the fake FCM accepted for them."""
         owners = {member.push_token: number for number, member in enumerate(self._members)}
         with closing(JournalTail(path)) as journal:
             while True:

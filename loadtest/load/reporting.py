@@ -1,4 +1,4 @@
-"""How simulated phones send their reports: with a delay and repeated in a storm, immediately and once in other runs."""
+"""The sender of the reports of simulated phones."""
 
 import asyncio
 import random
@@ -13,7 +13,7 @@ from loadtest.testbed.connections import NO_ANSWER, Pool, understood
 
 MOST_TRIES: Final = 5
 FIRST_BACKOFF_SECONDS: Final = 10.0
-"""The longest wait after the first try, if it got no answer. Each later wait is twice as long."""
+"""The longest wait after a first try that got no answer. The longest wait doubles with each further try."""
 
 _AGAIN: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS, NO_ANSWER)
 _JITTER: Final = 1.5
@@ -27,9 +27,9 @@ the try succeeded."""
 class Reporter:
     """A sender of the reports of many phones.
 
-    If `spread_seconds` is 0, a phone reports immediately, and sends a report only once. If not, a phone waits for a
-    random part of `spread_seconds` before its report. After a 429 or a 503, the phone repeats the report after
-    `Retry-After` and a random time. After a missing answer, the phone repeats the report after a random wait that
+    If `spread_seconds` is 0, a phone reports immediately, and sends a report only once. If `spread_seconds` is larger,
+    a phone waits for a random part of this time before its report. After a 429 or a 503, the phone repeats the report
+    after `Retry-After` and a random time. After a missing answer, the phone repeats the report after a random wait that
     doubles with each try. A phone tries at most MOST_TRIES times.
     """
 

@@ -15,7 +15,8 @@ MOST_GROWTH_PERCENT: Final = 5
 MOST_AWAY_SECONDS: Final = 5
 MOST_SLOWER: Final = 2
 LEAST_SENT: Final = 0.95
-"""If a smaller share of the planned disturbing requests was sent, the target of the disturbance is missed."""
+"""The least share of the planned disturbing requests that must be sent. With a smaller share, the run misses a target.
+"""
 
 MOST_IN_FLIGHT: Final = CONNECTIONS
 LATE_P99_MS: Final = 10
@@ -105,8 +106,7 @@ def _memory(run: Run) -> Iterator[Target]:
 def _trial(run: Run) -> Iterator[Target]:
     """Yield the targets of a disturbance, which compare the second half of the run with the first half.
 
-    After a restart, a target compares the first minute of the new web worker with the last minute of the old web
-    worker.
+    After a restart, these targets compare a minute of the new web worker with a minute of the old web worker.
     """
     if (disturbance := run.disturbance) is None:
         return

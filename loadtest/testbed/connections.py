@@ -1,8 +1,8 @@
 """A minimal HTTP/1.1 client: it sends prepared bytes over a limited number of kept connections.
 
 A usual client library needs 150 to 250 µs for a request, which is most of a generator's time. This client needs about a
-fifth of that. It accepts each request immediately. If all connections are busy, the request waits in a queue, and the
-wait counts as latency.
+fifth of this time. It accepts each request immediately. If all connections are busy, the request waits in a queue, and
+the wait counts as latency.
 """
 
 import asyncio
@@ -124,7 +124,7 @@ class _Connection(asyncio.Protocol):
         return bool(poll.poll(0))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's connections have none at first.
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not an instance of this type.
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -181,9 +181,9 @@ def _nobody(status: int, body: bytes) -> None:
 class Pool:
     """At most `limit` connections to one server, which are opened when they are needed.
 
-    If a connection that was used before is lost before the answer, the request is sent once more. A strict pool sends
-    no request twice. A strict pool checks that the server has not closed a connection before it uses the connection.
-    `left` counts the requests for which the pool found a closed connection and used another connection.
+    If a used connection is lost before its answer begins, the request is sent once more. A strict pool sends no request
+    twice. Before a strict pool uses a connection, it checks whether the server has closed this connection. `left`
+    counts the requests that used another connection because of this check.
 
     `sources` are the local addresses of the connections, which are used in turn. The server must be on loopback if
     `sources` is not empty.

@@ -53,7 +53,7 @@ def lives(process: int) -> bool:
 
 
 def pin(process: int, core: int) -> None:
-    """Let all threads of a process run only on one core. Threads that they start later do too."""
+    """Let all threads of a process run only on one core. This includes threads that they start later."""
     for thread in Path(f"/proc/{process}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
 

@@ -12,7 +12,10 @@ from nexmdm.standalone import postgres_account
 
 
 def prepare(folder: Path, *programs: Path) -> None:
-    """Create a folder for the other account, and let this account run `programs`."""
+    """Create a folder that belongs to the account of PostgreSQL if the present user is root.
+
+    Let this account run `programs`.
+    """
     account = postgres_account.account_for(folder)
     postgres_account.give(folder, account)
     for path in (folder / "any", *programs):

@@ -34,8 +34,8 @@ def program() -> str | None:
 def pooling(folder: Path, url: str, pool_mode: PoolMode, **settings: str) -> Iterator[str]:
     """Run a PgBouncer in front of the PostgreSQL of `url`, until the end of the block. Yield the URL of the PgBouncer.
 
-    The PgBouncer serves all databases of this PostgreSQL. As by default, it refuses startup parameters that it does not
-    track, such as `options`. `settings` are further settings of PgBouncer.
+    The PgBouncer serves all databases of this PostgreSQL. It refuses startup parameters that it does not track, for
+    example `options`. This is the default of PgBouncer. `settings` are further settings of PgBouncer.
     """
     parts = conninfo_to_dict(url)
     port = free_port()

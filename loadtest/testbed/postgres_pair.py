@@ -1,4 +1,7 @@
-"""A primary and its synchronous standby. A commit waits until both have its data, so either of them can be lost."""
+"""A primary and its synchronous standby.
+
+A commit waits until both servers have its data. So no commit is lost if one server is lost.
+"""
 
 from typing import Self
 
@@ -40,7 +43,7 @@ class PostgresPair:
         self.primary, self.standby = self.standby, self.primary
 
     def rejoin(self) -> None:
-        """Start the former primary as the standby. From now on, commits wait for the standby."""
+        """Start the old primary as the standby. From now on, commits wait for the standby."""
         self.standby.stop()
         self.standby.configure(synchronous_standby_names="", default_transaction_read_only="off")
         try:

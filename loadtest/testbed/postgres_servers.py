@@ -60,7 +60,7 @@ class PostgresServers:
     """A maker of PostgreSQL servers, whose files are in one folder. All servers stop at the end of the block."""
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        """If `durable` is False, fsync is off. Then a crash of the machine may damage the servers."""
+        """If `durable` is False, fsync is off, and a crash of the machine may damage the servers."""
         self._folder = folder
         self._durable = durable
         self._passwords = {NAME: secrets.token_hex(16), SUPERUSER: secrets.token_hex(16)}

@@ -1,6 +1,7 @@
 """A TCP proxy on loopback that disturbs connections as a network does: it cuts, freezes or forgets them.
 
-The proxy runs in a separate thread, so synchronous code can use it. When a method returns, its effect has begun.
+The proxy runs in a separate thread, so synchronous code can use it. When a method returns, the proxy has already
+changed its behaviour.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The server of a run, and its fleet. The server may run already, or starts here together with a fake FCM."""
+"""The server of a run, and its fleet. The server runs already, or is started here together with a fake FCM."""
 
 import os
 import subprocess
@@ -35,8 +35,8 @@ _UNSET: Final = (
 
 
 BEHIND_A_POOLER: Final[ContextVar[bool]] = ContextVar("behind_a_pooler", default=False)
-"""Whether the servers of tests use a PostgreSQL behind a PgBouncer that pools transactions. If not, the servers use the
-embedded PostgreSQL."""
+"""Whether the servers of tests use a PostgreSQL with a PgBouncer in front of it, which pools transactions. If False,
+the servers use the embedded PostgreSQL."""
 
 
 class NotSeeded(Exception):
@@ -72,9 +72,10 @@ def started(
     answer_ms: int = 0,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[ServerUnderTest]:
-    """Run a server with this data folder, and a fake FCM whose files are in `folder`, until the end of the block.
+    """Run a server with this data folder, and a fake FCM. Both stop at the end of the block.
 
-    `answer_ms` is the delay of each answer of the fake FCM. `settings` are additional environment variables.
+    The files of the fake FCM are in `folder`. `answer_ms` is the delay of each of its answers. `settings` are
+    additional environment variables.
     """
     interval = max(SHORTEST_INTERVAL_SECONDS, interval_seconds)
     limits = {
@@ -110,7 +111,10 @@ def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
 
 @contextmanager
 def _database(folder: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Yield the settings of a database behind a PgBouncer, or no settings if the server needs no such database."""
+    """Yield the settings of a PostgreSQL with a PgBouncer in front of it.
+
+    If the server has a database already, or needs no PgBouncer, yield no settings.
+    """
     if "DATABASE_URL" in settings or not BEHIND_A_POOLER.get():
         yield {}
         return

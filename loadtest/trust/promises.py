@@ -258,7 +258,7 @@ def tried(trial: Trial, folder: Path) -> Iterator[Finding]:
     """Yield the findings of a trial. If an error ends the trial, yield a finding about this error."""
     try:
         yield from trial(folder)
-    except Exception as error:  # noqa: BLE001  (the other trials are still to come)
+    except Exception as error:  # noqa: BLE001  (the other trials must still run)
         promise = (sys.modules[trial.__module__].__doc__ or "").partition("\n")[0]
         yield Finding(promise, "ended with an error", f"{type(error).__name__}: {error}", held=False)
 

@@ -78,7 +78,7 @@ def chart(
 
 
 def logarithmic(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Return the end points of a logarithmic axis that contains `low` and `high`, and the values of its labels.
+    """Return the ends of a logarithmic axis that contains `low` and `high`, and the labels of this axis.
 
     All returned values are 1, 2 or 5 times a power of ten. `low` and `high` must be positive.
     """
@@ -90,7 +90,7 @@ def logarithmic(low: float, high: float) -> tuple[float, float, list[float]]:
 
 
 def linear(high: float) -> tuple[float, list[float]]:
-    """Return a round end point of an axis from zero that contains `high`, and the values of its labels."""
+    """Return a round number that is not below `high`, and the labels of an axis from zero to this number."""
     rough = max(high, 1e-9) / 4
     power = 10.0 ** floor(log10(rough))
     step = next(step * power for step in (*_STEPS, 10) if step * power >= rough)

@@ -1,4 +1,4 @@
-"""If the clock of the application is an hour fast or slow, the server decides by the clock of the database."""
+"""If the application's clock is an hour fast or slow, the server decides by the clock of the database."""
 
 import importlib.util
 import os
@@ -45,10 +45,7 @@ class NoLibrary(Exception):
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Test two servers at the same time.
-
-    The clock of one server is fast, and the clock of the second server is slow.
-    """
+    """Test two servers in parallel. The clock of one server is fast, and the clock of the second server is slow."""
     library = _library()
     with ThreadPoolExecutor() as threads:
         tried = [

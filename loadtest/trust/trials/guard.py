@@ -1,4 +1,4 @@
-"""Clients that send too much, send too slowly or stay silent do no harm, and a stop under load loses nothing.
+"""Clients that send too much, too slowly or nothing do no harm, and a stop under load loses nothing.
 
 The trial uses real sockets.
 """
@@ -32,7 +32,7 @@ from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 HUNDRED_MB: Final = 100_000_000
 MOST_READ: Final = 5 * 1024 * 1024
 """The largest number of bytes that the server may read: 4 MiB that it reads and discards, and the bytes in transit. The
-server discards bytes so that an honest client can read the answer."""
+server discards bytes because an honest client must be able to read the answer."""
 
 MEGABYTE: Final = 1_000_000
 LARGE: Final = 300

@@ -1,8 +1,9 @@
 """The secrets of running web workers can be changed without a failed request.
 
 The change has three steps. In each step, all workers are replaced, one by one. In the first step, the workers also
-accept the new secrets. In the second step, the new secrets become the current secrets. In the third step, the workers
-no longer accept the old secrets. So each worker knows the new secrets before a client uses them.
+accept the new secrets. In the second step, the new secrets become the current secrets, and the workers also accept the
+old secrets. In the third step, the workers no longer accept the old secrets. So each worker knows the new secrets
+before a client uses them.
 """
 
 import asyncio

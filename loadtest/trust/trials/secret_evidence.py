@@ -1,6 +1,4 @@
-"""The evidence of a search for secrets: all secrets, the places that were searched, and an HTTP client that records
-both.
-"""
+"""The evidence of a search for secrets: all secrets, the searched places, and an HTTP client that records secrets."""
 
 import socket
 from collections import defaultdict

@@ -1,7 +1,8 @@
-"""No secret appears in logs, metrics, error answers, the audit, the admin site or the database.
+"""No secret appears in logs, metrics, error answers, the audit, the admin site or a dump of the database.
 
-The trial uses all functions of the server, and provokes every kind of error. Then it searches for every secret that was
-configured, issued or sent as a credential. The logs of PostgreSQL are searched too.
+The trial uses all functions of the server, and provokes every kind of error. Afterwards, it searches for every secret
+that was configured, issued or sent as a credential. It also searches the logs of PostgreSQL. The dump is without
+`devices_device.push_token`, because the server needs the push tokens.
 """
 
 import base64
@@ -233,7 +234,7 @@ def _shut_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) ->
 
 
 def provoked(evidence: Evidence) -> Finding:
-    """Return the finding whether all errors were provoked, and all kinds of secrets and all places were included."""
+    """Return a finding: whether the trial provoked all errors, used all kinds of secrets, and searched all exports."""
     missing = [
         *(f"no {status}" for status in sorted(STATUSES - evidence.statuses)),
         *(f"no push answered {word}" for word in PUSH_WORDS if word not in evidence.pushed),

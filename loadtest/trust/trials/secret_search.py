@@ -20,7 +20,8 @@ MOST_ALIKE: Final = 2
 """Of all links whose queries differ only in their values, at most this number is followed."""
 
 MOST_NAMES: Final = 2
-"""A link with more names in its query is not followed, because filters can be combined in too many ways."""
+"""The largest number of names in the query of a followed link. Without this limit, the combinations of filters would
+not end."""
 
 EXPORTS: Final = 6
 """The number of lists that the admin site can export."""
@@ -48,7 +49,7 @@ def look(calls: Calls, serving: Serving) -> None:
 
 
 def _pages(serving: Serving, evidence: Evidence) -> Iterator[str]:
-    """Log in as staff, and yield the content of every page of the admin site that can be reached by links."""
+    """Log in as staff, and yield the content of every page of the admin site that links lead to."""
     account = {"DJANGO_SUPERUSER_PASSWORD": PASSWORD, "DJANGO_SUPERUSER_EMAIL": "auditor@example.com"}
     create = [sys.executable, MANAGE, "createsuperuser", "--noinput", "--username", USER]
     subprocess.run(create, env={**serving.environment, **account}, check=True, capture_output=True)
@@ -65,10 +66,7 @@ def _pages(serving: Serving, evidence: Evidence) -> Iterator[str]:
 
 
 def _linked(browser: httpx.Client, evidence: Evidence) -> Iterator[str]:
-    """Yield the content of every page and export that can be reached by links.
-
-    Raises HTTPStatusError if a link fails.
-    """
+    """Yield the content of every page and export that links lead to. Raises HTTPStatusError if a link fails."""
     alike: Counter[tuple[str, frozenset[str]]] = Counter()
     waiting, seen = [SITE], {SITE}
     while waiting:

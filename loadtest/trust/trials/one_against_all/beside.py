@@ -34,16 +34,15 @@ SECONDS: Final = 3
 WARM_UP_SECONDS: Final = 1
 MOST_SLOWER: Final = 3
 FLOOR_SECONDS: Final = {"heartbeats": 0.03}
-"""The floor for a kind of traffic. A p99 below its floor always passes, because other work on the machine can triple a
-latency of 2 ms."""
+"""The floor of each kind of traffic. A p99 below its floor always passes, because other work on the machine can triple
+a latency of 2 ms."""
 
 FLOOR_SECONDS_OF_FEW: Final = 0.25
 """The floor for traffic of a few requests a second. The p99 of this traffic is its longest latency."""
 
 MOST_GROWN_MEBIBYTES: Final = 64
 RECOVERY_SECONDS: Final = 20
-"""The longest time after an attack until honest traffic must be fast again. The next turn without an attack comes after
-it."""
+"""The longest wait after an attack for honest traffic to become fast again. After this wait, the next turn begins."""
 
 ANSWER_SECONDS: Final = 60
 """The longest time that an attack may take to begin, and to end."""
@@ -197,12 +196,12 @@ def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> It
     """Run trials one after another, and yield their findings. If an error ends a trial, yield a finding about this
     error.
 
-    The keys of `trials` are the names of the attackers.
+    The keys of `trials` are the names of the attacks.
     """
     for name, trial in trials.items():
         try:
             yield uvloop.run(trial())
-        except Exception as error:  # noqa: BLE001  (the others are still to come)
+        except Exception as error:  # noqa: BLE001  (the other trials must still run)
             yield Finding(f"{name} against all", "ended with an error", f"{type(error).__name__}: {error}", held=False)
 
 

@@ -42,7 +42,7 @@ class _Pipelining(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's connections have none at first.
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not an instance of this type.
         self._write()
 
     def data_received(self, data: bytes) -> None:
@@ -108,7 +108,7 @@ class _Crowd:
         """Begin to open one more connection."""
         one = socket.socket()
         one.setblocking(False)
-        # The connection is cut at the end of a turn; so its port is not kept for a minute.
+        # With this option, close() cuts the connection, and the system does not keep its port for a minute.
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.bind(self._source)
         one.connect_ex(self._address)

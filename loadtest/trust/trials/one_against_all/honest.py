@@ -1,4 +1,4 @@
-"""Honest traffic: the heartbeats of a fleet, and the requests of admins, new phones and pushes at the same time."""
+"""Honest traffic: the heartbeats of a fleet, and the requests of admins and new phones, and pushes."""
 
 import asyncio
 import time
@@ -97,7 +97,7 @@ async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def calls(admin: FleetClient, *targets: str, per_second: float = 2) -> Steady:
-    """Return an admin who creates an enrollment token, reads each of `targets`, and then begins again."""
+    """Return an admin whose requests create an enrollment token and read each of `targets`, in turn."""
     server, work = (
         Server.of(admin.url),
         [("POST", "/admin/enrollment-tokens"), *(("GET", target) for target in targets)],
@@ -126,7 +126,7 @@ def registrations(url: str, enrollment_token: str, *, per_second: float = 1) -> 
 class Pushes:
     """Commands to good phones at an even rate. Latency counts from the due time to the arrival of the push at FCM.
 
-    `also` contains the ids of further devices, which later commands go to. It may change during a run.
+    Each command also goes to the devices whose ids are in `also`. The caller may change `also` during a run.
     """
 
     def __init__(self, admin: FleetClient, members: Sequence[Member], journal: Path, *, per_second: float) -> None:
@@ -194,7 +194,7 @@ Latencies = Mapping[str, float | None]
 
 
 class Honest:
-    """Honest traffic of several kinds at the same time."""
+    """Honest traffic of several kinds, which is sent in parallel."""
 
     def __init__(self, traffic: Mapping[str, Traffic]) -> None:
         self._traffic = traffic

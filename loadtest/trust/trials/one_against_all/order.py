@@ -39,7 +39,7 @@ class Tally:
     """The counts of an attack.
 
     - `sent`: the number of requests, or of opened connections.
-    - `held`: the largest number of connections that were open at the same time.
+    - `held`: the largest number of connections that were open together.
     - `answers`: the answers, counted by status or by the reason why there was no answer.
     """
 
