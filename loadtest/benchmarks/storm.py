@@ -159,7 +159,10 @@ async def _run(console: Console, place: ServerUnderTest, run: Run) -> Storm:
 
 
 async def _issue(place: ServerUnderTest, run: Run) -> tuple[str, float]:
-    """Send the command after the time with heartbeats only. Return its request id, and the second of the run."""
+    """Send the command after the time with heartbeats only.
+
+    Return the request id of the command, and the second of the run in which the command was sent.
+    """
     while not run.starts_at or run.elapsed_seconds < RAMP_SECONDS + QUIET_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     began_at = time.monotonic() - run.starts_at

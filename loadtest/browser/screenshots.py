@@ -70,7 +70,10 @@ _USER: Final = "staff"
 
 
 def main() -> int:
-    """Take the screenshots. Return 0 if no page is wider than a phone, 1 if a page is wider, and 2 without Chromium."""
+    """Take the screenshots.
+
+    Return 1 if a page is wider than a phone, 2 if Chromium is missing, and 0 in all other cases.
+    """
     parser = argparse.ArgumentParser(prog="python -m loadtest.browser.screenshots", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder for the pictures")
     arguments = parser.parse_args()

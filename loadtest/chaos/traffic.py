@@ -163,8 +163,8 @@ class Traffic:
         """Run the phones and the admin until `trial` ends. Return the result of `trial`.
 
         After the trial, the admin issues no more commands. The phones continue until `settled` returns True, but for at
-        most PATIENCE_SECONDS. Raises ExceptionGroup if a phone or the admin fails with an unexpected error. An error
-        status, a missing answer and an answer that is not JSON are expected.
+        most PATIENCE_SECONDS. The account records error answers, missing answers, and answers that are not JSON. Raises
+        ExceptionGroup for every other error of a phone or of the admin.
         """
         for_phones, for_admin = self._connections
         async with (

@@ -19,8 +19,8 @@ _AGAIN: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS, N
 _JITTER: Final = 1.5
 
 Note = Callable[[float, str], None]
-"""A function that is called after each try, with the time at which the try began, and its error. The error is empty if
-the try succeeded."""
+"""A function to call after each try. Its arguments are the time at which the try began, and the error of the try. The
+error is empty if the try succeeded."""
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ ANSWER_SECONDS: Final = 10
 """The longest time of a request, including its time in the queue."""
 
 NO_ANSWER: Final = 0
-"""The status of a request without an answer. Its body is the reason."""
+"""The status that stands for a missing answer. With this status, the body is the reason why there is no answer."""
 
 Done = Callable[[int, bytes], None]
 

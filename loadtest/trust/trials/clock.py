@@ -33,8 +33,8 @@ RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
 """The shortest and the longest allowed pause before a failed push is sent again."""
 
 LEASE_SECONDS: Final = (35, PATIENCE_SECONDS)
-"""The shortest and the longest allowed pause before the push of a killed dispatcher is sent again. The lease is 45 s
-from the claim. Some of this time has passed when the push reaches FCM."""
+"""The shortest and the longest allowed pause between the first and the second push of a delivery, if the first
+dispatcher is killed. The pause is shorter than the lease of 45 s, because the lease begins before the first push."""
 
 LIFE_SECONDS: Final = (600 - PATIENCE_SECONDS, 600)
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4"}
