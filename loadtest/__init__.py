@@ -1,1 +1,4 @@
-"""Load tests, benchmarks, chaos runs and trust trials, against real servers; not part of the product."""
+"""Load tests, benchmarks, chaos runs and trust trials.
+
+They run against real servers, and are not part of the product.
+"""

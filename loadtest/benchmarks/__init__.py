@@ -1,1 +1,1 @@
-"""Benchmarks, each a module to run: `python -m loadtest.benchmarks.one_core`."""
+"""Benchmarks. Each module is a program, such as `python -m loadtest.benchmarks.one_core`."""

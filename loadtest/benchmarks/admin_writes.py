@@ -1,9 +1,9 @@
-"""Measures how many signed writes a second a server carries out: `python -m loadtest.benchmarks.admin_writes`.
+"""Measure how many signed writes a second a server carries out: `python -m loadtest.benchmarks.admin_writes`.
 
 The program starts its own server. Several clients create enrollment tokens at the same time. Each client keeps one
-connection, and sends one request after the other. An enrollment token is one of the cheapest signed writes. So the part
-that all signed writes share, the lock on the audit, has the largest weight. Server, PostgreSQL and clients share the
-machine.
+connection, and waits for each answer before its next request. The creation of an enrollment token is one of the
+cheapest signed writes. So the lock on the audit, which all signed writes need, has the largest weight. The server,
+PostgreSQL and the clients share the machine.
 """
 
 import argparse
@@ -29,11 +29,11 @@ WARM_UP_SECONDS = 2
 
 
 class Failed(Exception):
-    """A write was not answered with 200."""
+    """A write got an answer other than 200, or no answer."""
 
 
 def main() -> int:
-    """Measure in rounds and print a table. Return 0 if every answer was a 200."""
+    """Measure, and print a table. Return 0 if every answer was 200, else 1."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         serving = Serving(
@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(admin: FleetClient, arguments: argparse.Namespace) -> list[list[float]]:
-    """Return for each round the milliseconds of each write, in the order in which the writes ended."""
+    """Return, for each round, the duration of each write in milliseconds."""
     uvloop.run(_load(admin, arguments.clients, WARM_UP_SECONDS))
     rounds = []
     for number in range(1, arguments.rounds + 1):

@@ -1,9 +1,9 @@
-"""The upper limit: a bare ASGI function with a group commit to PostgreSQL, without the other work of a heartbeat.
+"""An upper limit for NexMDM: a bare ASGI server that only stores heartbeats in PostgreSQL, with a group commit.
 
-The function parses the body, and stores it for the device whose token's digest matches. It validates nothing, looks for
-no commands, writes no log, counts nothing, and answers with a constant. `python -m loadtest.benchmarks.one_core`
-compares NexMDM with this function. `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket with
-descriptor N.
+The server parses the body of a heartbeat, and stores the status for the device with the token's digest. It validates
+nothing, looks for no commands, writes no log, and answers with a constant. `python -m loadtest.benchmarks.one_core`
+compares NexMDM with this server. `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket with the
+file descriptor N.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 def prepare(dsn: str, members: Iterable[Member]) -> None:
-    """Create the table of this server, with a row for each phone."""
+    """Create the table of this server, with a row for each phone. An existing table is replaced."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(_TABLE)
         with connection.cursor() as cursor, cursor.copy("COPY bare_presence (digest) FROM STDIN") as copy:
@@ -57,7 +57,7 @@ def _digest(token: bytes) -> bytes:
 
 
 class Batch:
-    """The present batch, and the thread that stores it."""
+    """The rows that wait for the next commit, and the thread that commits them."""
 
     def __init__(self) -> None:
         self._filling: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
@@ -66,7 +66,7 @@ class Batch:
         self._connection = psycopg.connect(os.environ[DSN_VARIABLE], autocommit=True)
 
     async def store(self, row: dict[str, Any]) -> None:
-        """Return when a row is committed."""
+        """Store `row`. Return when the row is committed."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         self._filling.append((row, done))
@@ -89,7 +89,7 @@ _batches: list[Batch] = []
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Store one heartbeat."""
+    """Answer one heartbeat, as an ASGI application."""
     if not _batches:
         _batches.append(Batch())
     message = await receive()

@@ -1,9 +1,9 @@
-"""Measures how soon a push and a result arrive: `python -m loadtest.benchmarks.dispatch_latency`.
+"""Measure how soon a push and a result arrive: `python -m loadtest.benchmarks.dispatch_latency`.
 
-Starts its own server and a fake FCM, and sends pings to one phone, one after the other. It measures the time from POST
-/admin/command to the arrival of the push at FCM. This includes the request, the transaction, the notification, the
-claim and the send. It also measures how soon an admin who waits with `wait_seconds` gets a result: the time from the
-server's answer to the phone that reports, to its answer to the admin.
+The program starts its own server and a fake FCM, and sends one ping after another to one phone. The first latency is
+the time from POST /admin/command to the arrival of the push at FCM. For the second latency, an admin waits for the
+result with `wait_seconds`. This latency is the time from the answer to the phone's report to the answer to the waiting
+admin.
 """
 
 import argparse
@@ -30,24 +30,27 @@ from nexmdm.client.http_client import FleetClient
 
 PUSH_P95_LIMIT_MS: Final = 50.0
 ALONE_P95_LIMIT_MS: Final = 300.0
-"""The limit in milliseconds if the dispatcher cannot listen and must poll."""
+"""The limit if the dispatcher has no address for LISTEN and must poll."""
 
 WAIT_LIMIT_MS: Final = 250.0
 _LONGEST_PAUSE_SECONDS: Final = 0.3
-"""The longest wait of a phone before it answers. The wait is random, so that answers do not coincide with polls.
-"""
+"""The longest wait of the phone before its report. The wait is random, because the server polls at equal intervals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """The latencies of one ping in milliseconds: of its push to FCM, and of its result to the waiting admin."""
+    """The latencies of one ping, in milliseconds.
+
+    - `to_push`: the time from the POST to the arrival of the push at FCM.
+    - `to_waiting_admin`: the time from the answer to the phone's report to the answer to the waiting admin.
+    """
 
     to_push: float
     to_waiting_admin: float
 
 
 def main() -> int:
-    """Measure, print a table, and return 0 if both latencies are within their limits."""
+    """Measure, and print a table. Return 0 if both latencies are within their limits, else 1."""
     arguments = _arguments()
     testbed.BEHIND_A_POOLER.set(arguments.pooler is not None)
     settings = {"DIRECT_DATABASE_URL": ""} if arguments.pooler == "alone" else {}
@@ -84,7 +87,7 @@ def _measure(folder: Path, pings: int, settings: Mapping[str, str]) -> list[Late
 
 
 def _phone(admin: FleetClient) -> httpx.Client:
-    """Return the client of a registered phone."""
+    """Register a phone, and return its client."""
     token = admin.post("/admin/enrollment-tokens", {})["enrollment_token"]
     body = {"hardware_id": "dispatch-latency", "push_token": "ok-1"}
     answer = httpx.post(f"{admin.url}/v1/register", json=body, headers={"Authorization": f"Bearer {token}"})
@@ -108,7 +111,7 @@ def _ping(
 
 
 def _wait(waiting: FleetClient, request_id: str) -> float:
-    """Wait for a command by one request with `wait_seconds`; return the time of the answer."""
+    """Wait for a command with one request, and return the time of its answer."""
     command = waiting.get(f"/admin/commands/{request_id}", wait_seconds=10)
     if command["completed_at"] is None:
         raise RuntimeError(f"{request_id} was not completed within 10 s")
@@ -116,7 +119,7 @@ def _wait(waiting: FleetClient, request_id: str) -> float:
 
 
 def _print(latencies: Sequence[Latency], limit_ms: float) -> bool:
-    """Print both latencies, and return whether they are within their limits."""
+    """Print both latencies. Return whether they are within their limits."""
     pushes = sorted(one.to_push for one in latencies)
     waits = sorted(one.to_waiting_admin for one in latencies)
     held = [percentile(pushes, 95) < limit_ms, waits[-1] < WAIT_LIMIT_MS]

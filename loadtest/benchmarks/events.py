@@ -1,8 +1,8 @@
-"""Measures how many events per second PostgreSQL appends, and a client reads: `python -m loadtest.benchmarks.events`.
+"""Measure how many events a second PostgreSQL appends and a client reads: `python -m loadtest.benchmarks.events`.
 
-WRITERS connections append events as the server does, each transaction with 1, 10 or 100 of them, and wait for the disk
-at each commit (fsync is on). Nothing else uses the machine. Then a client reads all these events page by page through
-`GET /admin/events`, and must get each of them once.
+Eight connections append events as the server does, in transactions of 1, 10 or 100 events. Each commit waits for the
+disk (fsync is on). Afterwards, a client reads all these events page by page through `GET /admin/events`. The client
+must get each event once.
 """
 
 import argparse
@@ -38,14 +38,18 @@ RESULT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The events appended per second, by their number in a transaction, and the events read per second."""
+    """The results of one round.
+
+    - `appended`: the events per second that were appended, by the number of events in a transaction.
+    - `read`: the events per second that the client read.
+    """
 
     appended: dict[int, float]
     read: float
 
 
 def main() -> int:
-    """Measure in rounds and print a table; 0 if the client read each event once."""
+    """Measure, and print a table. Return 0 if the client got each event once, else 1."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
@@ -91,7 +95,7 @@ def _start(place: ServerUnderTest) -> str:
 
 
 def _append(database_url: str, per_transaction: int, seconds: float) -> int:
-    """Append from all connections for this time; return the number of events that were committed within it."""
+    """Append events over all connections for `seconds`. Return the number of committed events."""
     ends_at = time.monotonic() + seconds
     counts = [0] * WRITERS
     threads = [
@@ -116,7 +120,6 @@ def _write(database_url: str, per_transaction: int, ends_at: float, counts: list
 
 
 def _read(place: ServerUnderTest, cursor: str) -> list[str]:
-    """Read everything after a cursor; return the ids."""
     ids: list[str] = []
     while True:
         page: dict[str, Any] = place.admin.get("/admin/events", after=cursor, limit=PAGE, types="delivery.settled")

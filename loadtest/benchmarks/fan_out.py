@@ -1,7 +1,8 @@
-"""Measures the time of one command to a whole fleet through FCM: `python -m loadtest.benchmarks.fan_out`.
+"""Measure how long one command to a whole fleet takes to reach FCM: `python -m loadtest.benchmarks.fan_out`.
 
-One dispatcher runs alone on core 0. The web worker, PostgreSQL and the fake FCM, which answers after 20 ms, share core
-1. A push counts as handed over when its request has reached FCM. The clock starts just before the POST is written.
+One dispatcher runs alone on core 0. The web worker, PostgreSQL and the fake FCM share core 1. The fake FCM answers each
+push after 20 ms. A push is handed over when its request has reached the fake FCM. All times begin just before the POST
+of the command.
 """
 
 import argparse
@@ -34,7 +35,7 @@ COMMAND: Final = {
 }
 SETTINGS: Final = {"FCM_MAX_PER_SECOND": "20000"}
 LIMITS: Final = {10_000: (1.0, 2.0), 100_000: (3.0, 20.0)}
-"""The limits for fleets of these sizes: the seconds until the answer to the POST, and until the last push."""
+"""The limits for fleets of these sizes, in seconds: for the answer to the POST, and for the last push."""
 
 GIVE_UP_SECONDS: Final = 300
 PARTS: Final = ("dispatcher", "PostgreSQL", "fake FCM")
@@ -44,19 +45,22 @@ _PLAIN_WIDTH: Final = 130
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """One command to a fleet: the seconds until its POST was answered, its last push was sent, and FCM's last answer
-    was recorded.
+    """The times of one command to a fleet, in seconds after the beginning of its POST.
+
+    - `posted`: the time of the answer to the POST.
+    - `handed_over`: the time when the last push reached the fake FCM.
+    - `recorded`: the time when the database contained FCM's answers to all pushes.
     """
 
     posted: float
     handed_over: float
     recorded: float
     costs: dict[str, float]
-    """The processor time per push in µs: that of the dispatcher, of PostgreSQL and of the fake FCM."""
+    """The processor time per push in µs, by part: dispatcher, PostgreSQL and fake FCM."""
 
 
 def main() -> int:
-    """Measure each fleet and print a table. Return 0 if every median is within its limits."""
+    """Measure each fleet, and print a table. Return 0 if every median is within its limit, else 1."""
     arguments = _arguments()
     os.sched_setaffinity(0, {machine.OTHER_CORE})
     os.environ.update(WEB_WORKERS="1", LOG_LEVEL="INFO", LOG_FORMAT="json")
@@ -78,7 +82,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(devices: int, rounds: int, history: int) -> dict[int, list[FanOut]]:
-    """Return the rounds by the number of older deliveries in the database: for 0, and for the requested number."""
+    """Return the rounds by the number of older deliveries in the database.
+
+    The numbers are 0 and, if `history` is not 0, `history`.
+    """
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as name:
         folder = Path(name)
         with testbed.started(
@@ -133,10 +140,10 @@ def _used(place: ServerUnderTest) -> dict[str, float]:
 
 
 def _await_sends(journal: JournalTail, request_id: str, devices: int) -> list[dict[str, Any]]:
-    """Return the sends of a command when there are as many as devices. Raises TimeoutError.
+    """Wait until all pushes of a command have reached the fake FCM, and return them. Raises TimeoutError.
 
-    Until then only the journal is read, because a count of the command's pushes costs PostgreSQL as much as hundreds of
-    sends.
+    This function reads only the journal. If it asked the server, PostgreSQL would have as much work as for hundreds of
+    pushes.
     """
     deadline = time.monotonic() + GIVE_UP_SECONDS
     sends: list[dict[str, Any]] = []
@@ -149,7 +156,7 @@ def _await_sends(journal: JournalTail, request_id: str, devices: int) -> list[di
 
 
 def _await_answers(place: ServerUnderTest, request_id: str, devices: int) -> None:
-    """Return when FCM's answer to each push is recorded. Raises TimeoutError."""
+    """Wait until the database contains FCM's answer to each push. Raises TimeoutError."""
     deadline = time.monotonic() + GIVE_UP_SECONDS
     while place.admin.command(request_id)["push"]["accepted"] < devices:
         if time.monotonic() > deadline:
@@ -158,7 +165,7 @@ def _await_answers(place: ServerUnderTest, request_id: str, devices: int) -> Non
 
 
 def _print(measured: dict[tuple[int, int], list[FanOut]]) -> bool:
-    """Print medians with their spread; return whether all medians that have limits are within their limits."""
+    """Print the medians. Return whether all medians are within their limits."""
     table = Table(title=f"One command to a fleet, FCM answers after {ANSWER_MS} ms: median (spread)")
     for heading in (
         "devices",

@@ -1,8 +1,8 @@
-"""Finds the largest fleet that one web worker serves on this machine: `python -m loadtest.benchmarks.largest_fleet`.
+"""Find the largest fleet that one web worker serves on this machine: `python -m loadtest.benchmarks.largest_fleet`.
 
-A fleet passes if every request is answered and the heartbeats' 99th percentile is within its limit. The search
-doubles the fleet as long as it passes. Then it repeatedly tests the middle between the largest fleet that passed and
-the smallest fleet that did not. Server, PostgreSQL, fake FCM and generator share the machine.
+A fleet passes if every request is answered and the p99 of the heartbeats is below 150 ms. The search doubles the fleet
+until a fleet fails. Next, the search repeatedly tests the middle between the largest fleet that passed and the smallest
+fleet that failed. The server, PostgreSQL, the fake FCM and the generator share the machine.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO"}
 
 
 def main() -> int:
-    """Test fleets, print each result and the largest fleet that passed. Return 0, or 1 if no fleet passed."""
+    """Search, and print the result for each fleet. Return 0, or 1 if no fleet passed."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _search(console: Console, place: ServerUnderTest, folder: Path, arguments: argparse.Namespace) -> int:
-    """Return the largest fleet that passed; 0 if the first fleet did not pass."""
+    """Return the size of the largest fleet that passed, or 0 if no fleet passed."""
     held, missed, devices = 0, 0, arguments.first
     while not missed or missed - held > arguments.step:
         if _is_held(console, place, folder, devices, arguments.seconds):

@@ -1,8 +1,9 @@
-"""Measures how many heartbeats a second one web worker answers on one core: `python -m loadtest.benchmarks.one_core`.
+"""Measure how many heartbeats a second one web worker answers on one core: `python -m loadtest.benchmarks.one_core`.
 
-The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk (a Debian package) share core 1. A hundredth of the
-fleet has one open delivery. Log lines and metrics are on, as in `serve`. The same rounds also measure the upper
-limit (loadtest/benchmarks/bare_asgi.py) and, with --against, any other server that accepts the same request.
+The web worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1. One phone in a hundred has an open
+delivery. The log and the metrics are on, as in `serve`. Each round also measures an upper limit
+(loadtest/benchmarks/bare_asgi.py). With --against, each round also measures other servers that accept heartbeats of
+NexMDM.
 """
 
 import argparse
@@ -34,7 +35,7 @@ _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 
 def main() -> int:
-    """Measure in rounds and print a table. Return 0 if every answer was a 200."""
+    """Measure, and print a table. Return 0 if every answer was 200, else 1."""
     arguments = _arguments()
     contestants = wrk.run(lambda stack: _measured(stack, arguments))
     if contestants is None:
@@ -98,7 +99,10 @@ def _leave_open(place: ServerUnderTest, device_ids: list[str]) -> None:
 
 @contextmanager
 def _bare(dsn: str) -> Iterator[str]:
-    """Run the bare ASGI server next to ours, with the same core and PostgreSQL. Yield its address."""
+    """Run the bare ASGI server on the core of the web worker, with the PostgreSQL of the web worker.
+
+    Yield its address.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         descriptor = listener.fileno()
         program = [
@@ -119,7 +123,7 @@ def _bare(dsn: str) -> Iterator[str]:
 
 
 def _print(contestants: list[Contestant]) -> None:
-    """Print the medians with their spread, and the ratio of each server's rate to ours in the same round."""
+    """Print the median rate and p99 of each server. Also print the ratio of NexMDM's rate to the rate of the server."""
     ours = contestants[0]
     table = Table(title=f"POST /v1/heartbeat, {wrk.CONNECTIONS} connections, {len(ours.rates)} rounds: median (spread)")
     for heading in ("", "requests/s", "p99", "ours is"):

@@ -1,10 +1,10 @@
-"""Measures the pages and lists of a fleet with a history: `python -m loadtest.benchmarks.page_times`.
+"""Measure how long pages and lists take in a fleet with a history: `python -m loadtest.benchmarks.page_times`.
 
-The program starts its own server, and seeds the fleet and a month of work. A third of the fleet is online, a third is
-offline. The program requests each page several times, one after the other. Requests for the API are signed; for the
-admin site, the program is logged in. On the admin site, it requests the pages of new and of old rows, and every list:
-without a filter, with each choice of each filter, with a search, at its last page, and as CSV (up to the first chunk of
-rows).
+The program starts its own server, and seeds a fleet and a month of commands. A third of the fleet is online, and a
+third is offline. The program requests each page several times, one request after another. On the admin site, it
+requests the pages of new and of old rows. It requests every list without a filter, with each choice of each filter, and
+with a search. It also requests the last page of every list, and every list as CSV. The time of a CSV ends with its
+first rows.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from nexmdm.client.http_client import FleetClient
 
 LIMIT_MS: Final = 500
 DEVICES_LIMIT_MS: Final = 200
-"""The limit for lists of devices, in milliseconds."""
+"""The limit for lists of devices."""
 
 LISTS: Final = {
     "/django-admin/devices/device/": "devices_device",
@@ -45,7 +45,7 @@ LISTS: Final = {
     "/django-admin/commands/report/": "commands_report",
     "/django-admin/nexmdm/auditentry/": "nexmdm_auditentry",
 }
-# Filters that keep few rows. Some have two parts: each part keeps many rows, but both together keep few rows.
+# Filters that match few rows. Some filters have two parts: each part matches many rows, but both together match few.
 NARROWED: Final = {
     "/django-admin/devices/device/": (
         "?model=Simulated", "?model=Rare", "?model=nowhere", "?os_version=9", "?agent_version=0.9",
@@ -71,7 +71,7 @@ DEVICE_FILTERS: Final = (
     "push=failing&agent_version=0.9", "model=Rare&os_version=9",
 )  # fmt: skip
 _USER: Final = "page-times"
-# A rare model, agent version and failing push token, spread over the fleet; an OS version of only the oldest devices.
+# A few devices get a rare model, and a few devices get a failing push token. The oldest devices get OS version 9.
 _REPORTED: Final = """
     UPDATE devices_device device SET
         model = CASE WHEN place.number % 1000 = 7 THEN 'Rare' ELSE model END,
@@ -80,7 +80,7 @@ _REPORTED: Final = """
     FROM (SELECT id, row_number() OVER (ORDER BY id) AS number FROM devices_device) place
     WHERE place.id = device.id AND (place.number % 1000 IN (7, 8) OR place.number <= 50)
 """
-# A third is online, a third is offline, and the rest never sent a heartbeat.
+# A third is online, a third is offline, and a third never sent a heartbeat. A few devices get a rare agent version.
 _HEARD: Final = """
     UPDATE devices_presence SET last_seen_at = now() - make_interval(secs => place.number % 2 * 3600),
         agent_version = CASE WHEN place.number % 1000 = 9 THEN '0.9' ELSE '1.0' END
@@ -101,9 +101,11 @@ _FACTS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Values from the database: ids of a device and of three commands, and the start and end of an old day.
+    """Values from the database that are parts of the requested addresses.
 
-    A wide command is a command to the largest number of devices.
+    - `oldest_wide_command`, `newest_wide_command`: the oldest and the newest command to the largest number of devices.
+    - `since`, `until`: the beginning and the end of an old day.
+    - `far_ends`: for each list, the id of the row before its last full page.
     """
 
     newest_command: str
@@ -116,7 +118,7 @@ class Facts:
 
 
 def main() -> int:
-    """Measure and print a table. Return 0 if every page was within its limit."""
+    """Measure, and print a table. Return 0 if every page was within its limit, else 1."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.benchmarks.page_times", description=__doc__)
     parser.add_argument("--devices", type=int, default=100_000, help="how many phones (100,000)")
     parser.add_argument("--deliveries", type=int, default=1_000_000, help="number of their deliveries (1,000,000)")
@@ -159,7 +161,7 @@ def _facts(connection: psycopg.Connection[Any]) -> Facts:
     assert row is not None
     far_ends = {}
     for path, table in LISTS.items():
-        # The last full page begins below this row; fifty older rows follow the page.
+        # The last full page begins after this row. Fifty older rows follow this page.
         found = connection.execute(f"SELECT id FROM {table} ORDER BY id OFFSET 150 LIMIT 1").fetchone()  # noqa: S608
         far_ends[path] = str(found[0]) if found else ""
     newest, oldest_wide, newest_wide, device, since, until = row
@@ -205,7 +207,7 @@ def _api_paths(facts: Facts) -> Iterator[str]:
 
 
 def _cursor(key: str) -> str:
-    """Return the cursor that continues a list below a key, in the server's form."""
+    """Return the cursor of the API that continues a list after the row with this key."""
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
@@ -261,7 +263,7 @@ def _first_rows(browser: httpx.Client, path: str) -> Callable[[], object]:
 
 
 def _times(ask: Callable[[], object], count: int) -> list[float]:
-    """Return the milliseconds of each call, after a first call that does not count."""
+    """Return the milliseconds of `count` calls, after a first call that does not count."""
     ask()
     return [_time(ask) for _ in range(count)]
 

@@ -1,8 +1,8 @@
-"""Measures how many results a second one web worker records on one core: `python -m loadtest.benchmarks.results`.
+"""Measure how many results a second one web worker stores on one core: `python -m loadtest.benchmarks.results`.
 
-The worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1, as in one_core. Each round also
-measures heartbeats. Each round has a new command to all phones, without pushes. Each result has a message and an
-output. It is the first result of its delivery, and settles the delivery.
+The web worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1. Each round has two measurements:
+heartbeats, and results. In each round, one new command goes to all phones, without pushes. Each result has a message
+and an output, and settles its delivery.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from loadtest.testbed.testbed import ServerUnderTest
 
 
 def main() -> int:
-    """Measure in rounds and print a table. Return 0 if every answer was a 200 and every result was counted."""
+    """Measure, and print a table. Return 0 if every answer was 200 and every result is stored, else 1."""
     arguments = _arguments()
     measured = wrk.run(lambda stack: _measured(stack, arguments))
     if measured is None:
@@ -72,7 +72,10 @@ def _issue(place: ServerUnderTest) -> dict[str, Any]:
 
 
 def _check(place: ServerUnderTest, command: dict[str, Any], least: float) -> None:
-    """Check that each answered result is stored, and that no phone had to report twice."""
+    """Raise wrk.Failed if answered results are not stored.
+
+    Also raise wrk.Failed if all phones have reported, because some phones have reported twice in this case.
+    """
     counts = place.admin.get(f"/admin/commands/{command['request_id']}")["counts"]
     stored, devices = counts["succeeded"], command["device_count"]
     if stored >= devices:

@@ -1,9 +1,8 @@
-"""Measures how many signed commands a second one worker accepts, if each command is for one device.
+"""Measure how many signed commands a second a web worker accepts: `python -m loadtest.benchmarks.single_writes`.
 
-`python -m loadtest.benchmarks.single_writes`: the worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share
-core 1, as in one_core. Each round measures heartbeats, commands over 64 connections, and commands over one connection.
-Each command is a `ping` to a device without a push token, and has its own request. The requests are signed before the
-measurement. The audit is verified at the end.
+The web worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1. Each round has three measurements:
+heartbeats, commands over 64 connections, and commands over one connection. Each command is a separate `ping` to one
+device without a push token. All requests are signed before the measurement. At the end, the program verifies the audit.
 """
 
 import argparse
@@ -39,7 +38,11 @@ _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The measured rates: heartbeats, commands over many connections, and commands over one connection."""
+    """The results of the three measurements.
+
+    - `many`: commands over 64 connections.
+    - `one`: commands over one connection.
+    """
 
     heartbeats: Contestant
     many: Contestant
@@ -47,7 +50,7 @@ class Measured:
 
 
 def main() -> int:
-    """Measure in rounds and print a table. Return 0 if every answer was a 200 and the audit is valid."""
+    """Measure, and print a table. Return 0 if every answer was 200 and the audit is valid, else 1."""
     arguments = _arguments()
     measured = wrk.run(lambda stack: _measured(stack, arguments))
     if measured is None:
@@ -98,7 +101,7 @@ def _measured(stack: ExitStack, arguments: argparse.Namespace) -> Measured:
 
 
 def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: int) -> dict[str, str]:
-    """Write signed requests to a file. Return the other variables that wrk's script needs."""
+    """Write `count` signed requests to `file`. Return the environment variables that wrk's script also needs."""
     assert place.serving is not None
     key, secret = place.serving.secrets["ADMIN_KEY"], place.serving.secrets["HMAC_SECRET"]
     now = int(time.time())
@@ -117,8 +120,7 @@ def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: 
 def _analyze(place: ServerUnderTest) -> None:
     """Run ANALYZE, as autovacuum does within a minute.
 
-    Without ANALYZE, PostgreSQL keeps the plans that it made for empty tables. These plans read the whole table for each
-    row.
+    Without ANALYZE, PostgreSQL would keep its plans for empty tables, which read the whole table for each row.
     """
     assert place.serving is not None
     with psycopg.connect(place.serving.database_url(), autocommit=True) as database:

@@ -1,9 +1,9 @@
-"""The storm: one command to a fleet whose phones all answer in the same minute.
+"""Measure a storm: one command goes to a fleet whose phones all report within a minute.
 
-`python -m loadtest.benchmarks.storm`: all phones send heartbeats. Then each phone gets the push of one `ping`, and
-reports after a random part of the time `--spread`. A phone that is refused tries again after `Retry-After`, with
-jitter. A phone that gets no answer tries again after a random time that doubles with each try. One web worker, the
-dispatcher, PostgreSQL, the fake FCM and the generator share the machine.
+`python -m loadtest.benchmarks.storm`: all phones send heartbeats. Each phone gets the push of one `ping`, and reports
+after a random part of `--spread`. A phone whose report is refused tries again after `Retry-After` and a random time. A
+phone that gets no answer tries again after a random time that doubles with each try. One web worker, the dispatcher,
+PostgreSQL, the fake FCM and the generator share the machine.
 """
 
 import argparse
@@ -31,21 +31,21 @@ from loadtest.testbed.testbed import ServerUnderTest
 INTERVAL_SECONDS: Final = 120
 RAMP_SECONDS: Final = 20
 QUIET_SECONDS: Final = 15
-"""The seconds in which the phones send only heartbeats: before the command, and after the time for answers."""
+"""The time in which the phones send only heartbeats. The run has this time before the command and again after the
+reports."""
 
 FAN_OUT_SECONDS: Final = 60
-"""The seconds that the pushes may take."""
+"""The longest expected time of all pushes."""
 
 HEARTBEAT_P99_SECONDS: Final = 0.150
 RESULT_P99_SECONDS: Final = 2.0
 CONNECTIONS: Final = 3000
-"""The most connections at the same time.
-
-Each real phone has its own connection. But with more connections, the generator would use too much of the two cores.
-"""
+"""The largest number of open connections. Each real phone has a separate connection. But with more connections, the
+generator would use too much of the two cores."""
 
 SOURCES: Final = ["127.0.3.1", "127.0.3.2"]
-"""The number of addresses of the phones, because a server accepts 2,000 connections from one address."""
+"""The local addresses of the phones. One address is not enough, because a server accepts 2,000 connections from one
+address."""
 
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
 _WINDOW_SECONDS: Final = 10
@@ -58,23 +58,26 @@ class Storm:
     run: Run
     command: dict[str, Any]
     began_at: float
-    """The second of the run in which the command was issued."""
+    """The second of the run in which the command was sent."""
 
     @property
     def errors(self) -> Counter[str]:
-        """The errors, except the refusals of reports that were sent again."""
+        """The number of each error. Failed tries of reports are left out."""
         errors = self.run.figures.errors(since=self.run.measured_since)
         return Counter({name: count for name, count in errors.items() if not name.startswith("result: ")})
 
     @property
     def refused(self) -> Counter[str]:
-        """The number of reports that were not accepted at first."""
+        """The number of failed tries of reports, by error."""
         errors = self.run.figures.errors(since=self.run.measured_since)
         return Counter({name: count for name, count in errors.items() if name.startswith("result: ")})
 
     def is_held(self) -> bool:
-        """Return whether every result is stored, heartbeats and results were fast enough, and latencies were normal at
-        the end.
+        """Return whether the storm met its limits.
+
+        Every phone's result must be stored, and there may be no errors except failed tries of reports. The p99 of
+        heartbeats and of results must be below their limits. The p99 of heartbeats in the last 10 s of the run must be
+        below its limit too.
         """
         figures, since = self.run.figures, self.run.measured_since
         heartbeats, results = figures.latencies("heartbeat", since=since), figures.latencies("result", since=since)
@@ -94,7 +97,7 @@ def _is_below(latencies: Histogram, limit: float) -> bool:
 
 
 def main() -> int:
-    """Run storms and print their results. Return 0 if each storm met its limits."""
+    """Run the storms, and print their results. Return 0 if each storm met its limits, else 1."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
@@ -156,8 +159,9 @@ async def _run(console: Console, place: ServerUnderTest, run: Run) -> Storm:
 
 
 async def _issue(place: ServerUnderTest, run: Run) -> tuple[str, float]:
-    """Send the command after the time with heartbeats only. Return its id, and the second of the run in which it was
-    sent.
+    """Send the command after the time with heartbeats only.
+
+    Return the request id of the command, and the second of the run in which the command was sent.
     """
     while not run.starts_at or run.elapsed_seconds < RAMP_SECONDS + QUIET_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(0.1)

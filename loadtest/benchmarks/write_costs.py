@@ -1,9 +1,9 @@
-"""Measures the cost of each write of a phone or an admin: `python -m loadtest.benchmarks.write_costs`.
+"""Measure the cost of each write of a phone or an admin: `python -m loadtest.benchmarks.write_costs`.
 
 One web worker runs alone on core 0. PostgreSQL and the client share core 1. Each round repeats every kind of write
-(write_kinds.py) several times, each time with a phone that was not used before. All requests are sent one after the
-other over one connection. The kernel counts the processor time of the worker and of PostgreSQL's backends. pg_waldump
-counts the WAL and the index entries. Push is not configured: fan_out measures the dispatcher's part.
+(write_kinds.py) several times, each time with an unused phone. One connection sends one request after another. The
+kernel counts the processor time of the web worker and of PostgreSQL. pg_waldump counts the WAL and the index entries.
+Push is not configured: fan_out measures the work of the dispatcher.
 """
 
 import argparse
@@ -48,20 +48,20 @@ INDEX_ENTRIES: Final = frozenset(
     }.items()
     for record in records
 )
-"""The types of WAL records of which each record means one index entry. (Indexes of unlogged tables write no record.)"""
+"""The types of WAL records that each mean one index entry. Indexes of unlogged tables write no WAL records."""
 
 _STATISTICS: Final = re.compile(r"^(\w+/\w+)\s+(\d+) \(.*?\)\s+(\d+) \(", re.MULTILINE)
-"""A line of pg_waldump: the type, the number of records, and their bytes without page images."""
+"""A line of pg_waldump: the type of the records, their number, and their bytes without page images."""
 
 _BACKENDS: Final = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 _FLUSH: Final = "SELECT pg_logical_emit_message(true, 'write_costs', '')"
 _PROCESSOR_CLOCK: Final = 2
-"""The number of a process's scheduler clock (CPUCLOCK_SCHED in Linux's posix-timers)."""
+"""The number of a process's scheduler clock, which is CPUCLOCK_SCHED in Linux's posix-timers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The cost of one write of a kind in a round."""
+    """The average cost of one write of one kind in one round."""
 
     worker_us: float
     postgres_us: float
@@ -71,7 +71,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The processor time used so far, in nanoseconds, and the position in the WAL."""
+    """The processor times in nanoseconds, and the position in the WAL, at one moment.
+
+    - `backends`: the processor time of each backend of PostgreSQL, by process id.
+    """
 
     worker: int
     backends: dict[int, int]
@@ -80,14 +83,18 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """Reads the processor time of the worker and of PostgreSQL, and the position in the WAL."""
+    """A reader of processor times and of the position in the WAL.
+
+    - `worker`: the process id of the web worker.
+    - `wal`: the folder of the WAL.
+    """
 
     worker: int
     database: psycopg.Connection[Any]
     wal: Path
 
     def read(self) -> Reading:
-        """Read the processor times and the position now."""
+        """Return the present processor times and position."""
         backends = {pid: _processor_ns(pid) for (pid,) in self.database.execute(_BACKENDS)}
         # A later commit that waits for the disk also flushes the earlier commits that did not wait.
         self.database.execute(_FLUSH)
@@ -95,7 +102,7 @@ class Meter:
         return Reading(_processor_ns(self.worker), backends, str(position))
 
     def records(self, since: Reading, until: Reading) -> dict[str, tuple[int, int]]:
-        """Return the number of WAL records of each type between two readings, and their bytes."""
+        """Return the number and the bytes of the WAL records between two readings, by the type of the record."""
         program = [str(embedded_postgres.binaries() / "pg_waldump"), "--stats=record", f"--path={self.wal}"]
         done = subprocess.run(
             [*program, f"--start={since.position}", f"--end={until.position}"],
@@ -107,7 +114,7 @@ class Meter:
 
 
 def main() -> int:
-    """Measure each kind of write and print a table. Return 0 if every request got the expected status."""
+    """Measure each kind of write, and print a table. Return 0 if every request got the expected status, else 1."""
     arguments = _arguments()
     os.sched_setaffinity(0, {OTHER_CORE})
     os.environ.update(wrk.SETTINGS)
@@ -131,11 +138,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure_in_rounds(fleet: Fleet, meter: Meter, arguments: argparse.Namespace) -> dict[str, list[Cost]]:
-    """Return the costs of each kind of write, by round. The command to all devices is measured as a whole."""
+    """Return the costs of each kind of write, by the kind's name. The command to all devices comes last."""
     costs: dict[str, list[Cost]] = {kind.name: [] for kind in (*KINDS, TO_ALL)}
     for kind in KINDS:
         _measure(fleet, meter, kind, WARM_UP)
-    # PostgreSQL made its earlier plans for empty tables.
+    # Before this statement, PostgreSQL uses plans for empty tables.
     fleet.database.execute("ANALYZE")
     for number in range(1, arguments.rounds + 1):
         for kind in KINDS:
@@ -148,7 +155,7 @@ def _measure_in_rounds(fleet: Fleet, meter: Meter, arguments: argparse.Namespace
 
 @contextmanager
 def _prepared(folder: Path, arguments: argparse.Namespace) -> Iterator[tuple[Fleet, Meter]]:
-    """Yield the fleet of our own server, and a meter of the server."""
+    """Start a server with a fleet. Yield the fleet, and a meter of the server."""
     with testbed.served(folder / "data", **UNLIMITED) as serving, closing(serving.admin()) as admin:
         worker, password = serving.child("web-1"), secrets.token_hex(16)
         pin(worker, MEASURED_CORE)
@@ -189,8 +196,9 @@ def _row(database: psycopg.Connection[Any], statement: str) -> Any:
 
 
 def _processor_ns(process: int) -> int:
-    """Return the processor time of a process and all its threads, including those that have ended; 0 if the process has
-    ended.
+    """Return the processor time of a process in nanoseconds, or 0 if the process has ended.
+
+    Threads of the process that have ended count too.
     """
     try:
         return time.clock_gettime_ns((~process << 3) | _PROCESSOR_CLOCK)

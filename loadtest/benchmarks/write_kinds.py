@@ -1,6 +1,6 @@
-"""Every write that a phone or an admin can cause, as requests that are ready to be sent (for write_costs).
+"""All kinds of writes that a phone or an admin can cause, for write_costs.
 
-`prepare` of each kind does the necessary work with its own phones, and returns the requests to measure.
+The `prepare` function of a kind does the preparatory work with unused phones, and returns the requests to measure.
 """
 
 import http.client
@@ -24,10 +24,11 @@ from nexmdm.client.http_client import FleetClient
 STAFF: Final = "root"
 LOGIN: Final = "/django-admin/login/"
 COMPARED: Final = 0.2
-"""Heartbeats get five times as many requests, because all other kinds are compared with heartbeats."""
+"""The `share` of heartbeats. All other kinds are compared with heartbeats, so heartbeats get five times as many
+requests."""
 
 EXPENSIVE: Final = 5
-"""A fifth of the requests is enough for kinds that hash a password or a token."""
+"""The `share` of kinds that hash a password or a token. A fifth of the requests is enough for them."""
 
 _HARDWARE: Final = "SELECT hardware_id FROM devices_device WHERE id = ANY(%s::uuid[])"
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -35,7 +36,7 @@ _CSRF: Final = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 
 
 class Failed(Exception):
-    """A request did not get the expected status."""
+    """A request did not get the expected status, or there were too few phones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,10 @@ class Request:
 
 @dataclass(slots=True)
 class Fleet:
-    """The unused phones, an admin, and one kept connection to the server."""
+    """The unused phones, an admin, and one connection to the server.
+
+    - `password`: the password of the account STAFF.
+    """
 
     members: Iterator[Member]
     admin: FleetClient
@@ -64,20 +68,20 @@ class Fleet:
         self.connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
 
     def take(self, count: int) -> list[Member]:
-        """Return this number of unused phones. Raises Failed if there are not enough."""
+        """Return `count` phones, which count as used from now on. Raises Failed if there are too few unused phones."""
         taken = list(islice(self.members, count))
         if len(taken) < count:
             raise Failed("Too few phones: use more --devices, or fewer --times.")
         return taken
 
     def signed(self, target: str, body: Any = None, *, method: str = "POST", status: int = HTTPStatus.OK) -> Request:
-        """Return a signed write under a new Idempotency-Key."""
+        """Return a signed request with a new Idempotency-Key."""
         content = b"" if body is None else orjson.dumps(body)
         headers = self.admin.sign(method, target, content) | {"Content-Type": "application/json"}
         return Request(method, target, content, headers, status)
 
     def do(self, request: Request) -> bytes:
-        """Send a request and return the body of its answer. Raises Failed."""
+        """Send a request, and return the body of its answer. Raises Failed if the status is not the expected status."""
         self.connection.request(request.method, request.target, request.body, request.headers)
         answer = self.connection.getresponse()
         body = answer.read()
@@ -86,21 +90,21 @@ class Fleet:
         return body
 
     def post(self, target: str, body: Any = None) -> dict[str, Any]:
-        """Carry out a signed write and return its answer. Raises Failed."""
+        """Send a signed POST, and return its answer. Raises Failed if the status is not 200."""
         return dict(orjson.loads(self.do(self.signed(target, body))))
 
     def command(self, members: Sequence[Member], action: str = "ping") -> str:
-        """Send a command to phones and return its request id."""
+        """Send a command to `members`, and return its request id."""
         return str(self.post("/admin/command", {**_ping(members, action), "expect_count": len(members)})["request_id"])
 
     def enrollment_token(self, **fields: Any) -> str:
-        """Create an enrollment token and return its text."""
+        """Create an enrollment token, and return its text."""
         return str(self.post("/admin/enrollment-tokens", fields)["enrollment_token"])
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of write, with a function that prepares its requests.
+    """A kind of write, and the function that prepares its requests.
 
     The benchmark divides the usual number of requests by `share`.
     """
@@ -306,4 +310,4 @@ KINDS: Final = (
     Kind("login of staff (302)", _logins, EXPENSIVE),
 )
 TO_ALL: Final = Kind("command, all devices", _fleet_commands)
-"""The kind that must be measured last, because it leaves each phone with open commands."""
+"""The kind that must be measured last, because each phone has open commands afterwards."""

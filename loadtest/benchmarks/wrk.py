@@ -1,4 +1,4 @@
-"""Load by wrk (a Debian package): connections that each wait for the answer before they send the next request."""
+"""Load by wrk, which is a Debian package. Each connection waits for an answer before it sends the next request."""
 
 import os
 import re
@@ -18,7 +18,7 @@ R = TypeVar("R")
 CONNECTIONS: Final = 64
 WARM_UP_SECONDS: Final = 3
 SETTINGS: Final = {"WEB_WORKERS": "1", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"}
-"""Settings of the measured server: log lines are on, as in `serve`."""
+"""The settings of the measured server. Its log is on, as in `serve`."""
 
 HEARTBEAT: Final = Path(__file__).parent / "heartbeat.lua"
 REPORT: Final = Path(__file__).parent / "report.lua"
@@ -32,11 +32,14 @@ _MILLISECONDS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 class Failed(Exception):
-    """wrk could not do its work, or not every answer was a 200."""
+    """wrk failed, or the server gave an answer other than 200."""
 
 
 def run(measure: Callable[[ExitStack], R]) -> R | None:
-    """Run a measurement on the core that the worker does not use. Return None if it failed; the error was printed."""
+    """Run `measure` on the core that the measured web worker does not use, and return its result.
+
+    If the measurement fails, the error is printed, and the result is None.
+    """
     if _WRK is None:
         sys.stderr.write("This needs wrk: apt-get install wrk\n")
         return None
@@ -52,7 +55,11 @@ def run(measure: Callable[[ExitStack], R]) -> R | None:
 
 @dataclass(slots=True)
 class Contestant:
-    """A server under load: its name, and for each round its rate and its percentiles in ms."""
+    """A server that wrk loads, with the results of each round.
+
+    - `tokens`: the file from which the script gets tokens or signed requests.
+    - `rates`: the requests per second of each round.
+    """
 
     name: str
     url: str
@@ -64,7 +71,10 @@ class Contestant:
     p99_ms: list[float] = field(default_factory=list)
 
     def run(self, seconds: int, **variables: str) -> None:
-        """Warm the server up, load it, and store the figures. `variables` are for the script. Raises Failed."""
+        """Warm the server up, load it for `seconds`, and add the results of this round.
+
+        `variables` are environment variables for the script. Raises Failed.
+        """
         self._wrk(WARM_UP_SECONDS, {**variables, "PART": "warm-up"})
         measured = self._wrk(seconds, {**variables, "PART": "measured"})
         rate, percentiles = _RATE.search(measured), _PERCENTILE.findall(measured)

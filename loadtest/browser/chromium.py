@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, for programs that look at the admin site as a person does."""
+"""Chromium without a window, for programs that look at the admin site as a person does. It is Debian's Chromium."""
 
 import shutil
 import tempfile
@@ -27,7 +27,10 @@ def is_there() -> bool:
 
 @contextmanager
 def started() -> Iterator[tuple[webdriver.Chrome, Path]]:
-    """Run Chromium; yield its driver, and the folder for downloads. Both are removed after the block."""
+    """Run Chromium. Yield its driver, and the folder for its downloads.
+
+    Chromium and the folder are removed after the block.
+    """
     with tempfile.TemporaryDirectory(prefix="nexmdm-") as folder:
         options = webdriver.ChromeOptions()
         assert BINARY is not None

@@ -1,7 +1,8 @@
-"""Screenshots of every page of the admin site, light, dark and narrow: `python -m loadtest.browser.screenshots FOLDER`.
+"""Take screenshots of every page of the admin site: `python -m loadtest.browser.screenshots FOLDER`.
 
-The program starts its own server and fake FCM, with a small fleet: named phones with commands, and a month of seeded
-work. Requires Debian's Chromium. If a page is wider than a phone, the program names the page, and the exit status is 1.
+Each page is shown in light and dark colours, on a wide screen and on a phone. The program starts its own server and
+fake FCM. The fleet has some phones with aliases and commands, and a month of seeded commands. The program requires
+Debian's Chromium. If a page is wider than a phone, the program names the page, and the exit status is 1.
 """
 
 import argparse
@@ -29,7 +30,7 @@ FLEET: Final = {
     "front-desk": "ok-1", "lobby": "ok-2", "warehouse-scanner-03": "unregistered-1", "yard": "unavailable-1",
     "kitchen": None, "delivery-van-12": "invalid-1", "Büro ✓": "ok-3",
 }  # fmt: skip
-"""The aliases of the phones, and the push tokens by which the fake FCM chooses its answer."""
+"""The alias of each phone, and its push token. The push token chooses the answer of the fake FCM."""
 
 LISTS: Final = {
     "devices": "devices/device/", "commands": "commands/command/", "deliveries": "commands/delivery/",
@@ -44,7 +45,7 @@ ROWS: Final = {
     "devices-away": "devices/device/?presence=never",
     "audit-refused": "nexmdm/auditentry/?ending=refused",
 }
-"""The pages of the newest row."""
+"""Lists of the admin site, of which the page of the newest row is shown."""
 
 PAGES: Final = {
     "index": "",
@@ -69,7 +70,10 @@ _USER: Final = "staff"
 
 
 def main() -> int:
-    """Take the pictures; return 0 if no page is wider than a phone."""
+    """Take the screenshots.
+
+    Return 1 if a page is wider than a phone, 2 if Chromium is missing, and 0 in all other cases.
+    """
     parser = argparse.ArgumentParser(prog="python -m loadtest.browser.screenshots", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder for the pictures")
     arguments = parser.parse_args()
@@ -87,7 +91,10 @@ def main() -> int:
 
 
 def _prepared(place: ServerUnderTest) -> tuple[str, str]:
-    """Give the server a history, a fleet and an account; return its admin site and the password."""
+    """Give the server a history, a fleet and an account.
+
+    Return the address of its admin site, and the account's password.
+    """
     assert place.serving is not None
     seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", "40", "--deliveries", "4000", "--push-tokens"]
     subprocess.run(seeding, cwd=Path(MANAGE).parent, env=place.serving.environment, check=True)
@@ -118,7 +125,7 @@ def _enrolled(place: ServerUnderTest, alias: str, push_token: str | None) -> htt
 
 
 def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
-    """Create commands that succeeded, failed, were cancelled, and are open; and refused requests."""
+    """Create open, succeeded, failed and cancelled commands, and refused requests."""
 
     def asked(action: str, target: dict[str, Any], params: dict[str, Any] | None = None, note: str = "") -> str:
         body = {"action": action, "target": target, "params": params or {}, "note": note}
@@ -145,7 +152,7 @@ def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
 
 
 def _pictures(driver: webdriver.Chrome, site: tuple[str, str], folder: Path) -> Iterator[str]:
-    """Take a picture of each page in each mode; yield the pages that are too wide for a phone."""
+    """Take a screenshot of each page in each of LOOKS. Yield the pages that are wider than a phone."""
     url, password = site
     for look in LOOKS:
         _appear(driver, look)

@@ -1,1 +1,1 @@
-"""Chaos runs: faults under load, and four records of what happened (ledgers), which must agree after the run."""
+"""Chaos runs. A run causes a fault under load, and compares four records of what happened (ledgers)."""

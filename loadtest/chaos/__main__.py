@@ -1,8 +1,8 @@
-"""Break our own server under load, and check that nothing is lost: `python -m loadtest.chaos FAULT`.
+"""Cause a fault in a server under load, and check that nothing is lost: `python -m loadtest.chaos FAULT`.
 
-A fleet of simulated phones and an admin continue during the fault. At the end, four ledgers are compared: the answers
-that the clients got, the content of the database, the messages that reached FCM (the journal of the fake FCM), and the
-event feed.
+The program starts its own server. Simulated phones and an admin send requests before, during and after the fault. At
+the end, the program compares four ledgers: the answers to the clients, the database, the journal of the fake FCM, and
+the event feed.
 """
 
 import argparse
@@ -48,12 +48,11 @@ DEVICES: Final = 2000
 INTERVAL_SECONDS: Final = 60
 ANSWER_MS: Final = 20
 SILENT_COMMANDS_PER_SECOND: Final = 5
-"""The rate for faults in which the server does not answer, or accepts no writes, for many seconds. Two workers on two
-cores handle little more than the results of 20 commands a second. At that rate they would need half a minute to catch
-up."""
+"""The rate of commands for faults during which requests get no answer or fail for many seconds. With 20 commands a
+second, two web workers on two cores would need half a minute to catch up afterwards."""
 
 READ_SECONDS: Final = 30
-"""The time after a run in which the client of the feed reads the last events."""
+"""The longest time after a run in which the client of the feed reads the last events."""
 
 SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"} | receivers.SETTINGS
 OUTAGES: Final = (
@@ -65,7 +64,7 @@ OUTAGES: Final = (
 
 
 def main() -> int:
-    """Cause the requested fault, and print each promise with its figure. Return 0 if all promises were kept."""
+    """Cause the fault that the command line names, and print all targets. Return 0 if all targets were met, else 1."""
     arguments = _arguments()
     os.environ.update(SETTINGS)
     console = Console()
@@ -115,7 +114,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _database(folder: Path, arguments: argparse.Namespace) -> AbstractContextManager[Database | None]:
-    """Return the database for the fault; None means the embedded database."""
+    """Return the database for the fault. None means the embedded PostgreSQL."""
     if arguments.pooler:
         return databases.pooled(folder)
     if arguments.fault == "failover":
@@ -179,9 +178,9 @@ def _break(
 async def _run(
     traffic: Traffic, trial: Awaitable[DatabaseSnapshot], place: ServerUnderTest, database_url: str
 ) -> tuple[DatabaseSnapshot, list[Target]]:
-    """Run the fleet, a client of the feed and receivers of webhooks through a fault.
+    """Run the phones, the admin, a client of the feed, and receivers of webhooks through a fault.
 
-    Returns the database of the fault's end, and the promises of the feed and of webhooks, each with its figure.
+    Return the content of the database at the end of the fault, and the targets of feed and webhooks.
     """
     reader = FeedReader(place.admin)
     begun = len((await asyncio.to_thread(feed.read, database_url)).ids)
@@ -197,7 +196,7 @@ async def _run(
 
 
 async def _trial(fault: Fault, traffic: Traffic, database_url: str) -> DatabaseSnapshot:
-    """Cause the fault; return the content of the database before any delivery had time to settle."""
+    """Cause the fault. Return the content of the database at the end of the fault."""
     await fault.run(traffic)
     return await asyncio.to_thread(ledgers.read, database_url)
 

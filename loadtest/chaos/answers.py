@@ -1,4 +1,7 @@
-"""Checks of the answers to clients, by status, form and time. A gap is a time without a usable database."""
+"""Checks of the answers to clients: their status, their form and their time.
+
+A gap is an interval without a usable database.
+"""
 
 import time
 from collections import Counter
@@ -12,21 +15,22 @@ from loadtest.chaos.traffic import Exchange
 from loadtest.load.targets import Target
 
 SLOW_SECONDS: Final = 2
-"""The longest time of a request that begins after the server must be normal again."""
+"""The longest allowed time of a request that begins when the server must be normal again."""
 
 LONG_SECONDS: Final = 3
-"""In a gap of at least this length, some requests must fail. A request waits for 2 s, so a shorter gap can pass without
-a failure.
-"""
+"""If a gap is at least this long, some requests must fail in it. A request waits for the database for 2 s. So no
+request needs to fail in a shorter gap."""
 
 AWAY_CODES: Final = ("database_unavailable", "overloaded")
 
 
 @dataclass(slots=True)
 class Gap:
-    """The time from the loss of the database until the database could be used again (monotonic).
+    """An interval without a usable database. Times are seconds on the monotonic clock.
 
-    From `busy_at` on, answers may be slow, because other programs than the server use the machine.
+    - `stopped_at`: the time when the database was lost.
+    - `back_at`: the time from which the database can be used again.
+    - `busy_at`: the time from which answers may be slow, because other programs use the machine.
     """
 
     stopped_at: float
@@ -35,21 +39,21 @@ class Gap:
 
 
 def lengths(gaps: Sequence[Gap]) -> str:
-    """Return the length of each gap as text."""
+    """Return the length of each gap in seconds, as one text."""
     return ", ".join(f"{gap.back_at - gap.stopped_at:.1f}" for gap in gaps) + " s"
 
 
 class InGaps:
-    """The common part of faults that repeatedly take the database away for some time."""
+    """The common part of the faults that take the database away several times."""
 
     __slots__ = ()
     normal_seconds: ClassVar[float]
-    """The time after a gap from which no request may fail any more."""
+    """The longest time after a gap for which requests may still fail."""
 
     gaps: list[Gap]
 
     def away(self) -> list[Interval]:
-        """Return the gaps, each with the time until the server must be normal again, in Unix time."""
+        """Return the gaps in Unix time. Each interval ends only when the server must be normal again."""
         ahead = time.time() - time.monotonic()
         return [(gap.stopped_at + ahead, gap.back_at + ahead + self.normal_seconds) for gap in self.gaps]
 
@@ -60,14 +64,17 @@ class InGaps:
 
 @dataclass(frozen=True, slots=True)
 class AroundGaps:
-    """The answers around gaps; the gaps are in order of time. Answers must be normal `normal_seconds` after a gap."""
+    """The checks of all answers of a run. The gaps must be in the order of time.
+
+    - `normal_seconds`: the longest time after a gap for which requests may still fail.
+    """
 
     gaps: Sequence[Gap]
     exchanges: Sequence[Exchange]
     normal_seconds: float
 
     def judged(self) -> list[Target]:
-        """Check that only 200 and 503 occur, and only 200 soon after a gap."""
+        """Check that each answer is 200 or 503. From `normal_seconds` after a gap on, each answer must be 200."""
         failed = [one for one in self.exchanges if one.status != 200]
         tails = [self._tail(number, failed) for number in range(len(self.gaps))]
         longest = max(max(tails, default=0.0), 0.0)
@@ -83,7 +90,10 @@ class AroundGaps:
         ]
 
     def _refused(self, failed: Sequence[Exchange]) -> Target:
-        """Check that requests were refused in each gap, except in gaps that are shorter than the wait of a request."""
+        """Check that requests failed in the gaps.
+
+        A gap that is shorter than LONG_SECONDS may be without a failed request.
+        """
         refused = [
             sum(one.ended_at > gap.stopped_at and one.begun_at < gap.back_at for one in failed) for gap in self.gaps
         ]
@@ -95,7 +105,7 @@ class AroundGaps:
         return Target("requests refused in the gaps", limit, ", ".join(map(str, refused)), any(refused) and not silent)
 
     def _brisk(self) -> Target:
-        """Check that no request takes long from the time when the server must be normal, until the next gap."""
+        """Check that requests are fast after each gap. The check ends at the next gap, or at the gap's `busy_at`."""
         slow, longest = 0, 0.0
         for number, gap in enumerate(self.gaps):
             normal_at = gap.back_at + self.normal_seconds
@@ -113,14 +123,17 @@ class AroundGaps:
         return self.gaps[number + 1].stopped_at if number + 1 < len(self.gaps) else inf
 
     def _tail(self, number: int, failed: Sequence[Exchange]) -> float:
-        """Return how long after the return of the database the last request failed, before the next stop."""
+        """Return the time of the last failure in or after a gap, in seconds after the end of the gap.
+
+        Failures after the beginning of the next gap do not count.
+        """
         gap, until = self.gaps[number], self._next_stop(number)
         ended = (one.ended_at for one in failed if gap.stopped_at < one.ended_at < until)
         return max((at - gap.back_at for at in ended), default=0.0)
 
 
 def _problems(failed: Sequence[Exchange]) -> Target:
-    """Check the form of refusals: problem details, with a code for a database that is away."""
+    """Check that each failed answer has complete problem details and a code of AWAY_CODES."""
     codes = Counter(one.code for one in failed)
     wrong = Counter(one.flaw or f"code {one.code}" for one in failed if one.flaw or one.code not in AWAY_CODES)
     figure = ", ".join(f"{count:,} × {what}" for what, count in (wrong or codes).most_common(4)) or "none"
@@ -128,7 +141,7 @@ def _problems(failed: Sequence[Exchange]) -> Target:
 
 
 def statuses(exchanges: Sequence[Exchange], *, allowed: tuple[int, ...]) -> Target:
-    """Count all answers by their status; 0 stands for no answer."""
+    """Check that each answer has an allowed status. The status 0 means that there was no answer."""
     others = Counter(f"{one.status} {one.code}".strip() for one in exchanges if one.status not in allowed)
     words = " or ".join("none" if status == 0 else str(status) for status in allowed)
     figure = ", ".join(f"{count} × {what}" for what, count in others.most_common(4)) or f"{len(exchanges):,}"

@@ -1,4 +1,4 @@
-"""Our own databases for a server under test, instead of the embedded one."""
+"""Databases for a server under test that replace its embedded PostgreSQL."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +14,11 @@ FaultOf = Callable[[SameProcesses, Say], Fault]
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database: the server's settings for this database, the URL from which the ledgers are read, and its fault, if
-    any.
+    """A database for a server under test.
+
+    - `settings`: the settings with which the server uses this database.
+    - `url`: the URL from which the run reads the database at its end.
+    - `fault`: a function that returns the fault of this database; None: this database causes no fault.
     """
 
     settings: Mapping[str, str]
@@ -25,14 +28,14 @@ class Database:
 
 @contextmanager
 def servers(folder: Path) -> Iterator[PostgresServers]:
-    """Yield PostgreSQL servers in a run's folder; they end with the block."""
+    """Yield a maker of PostgreSQL servers, whose files are in `folder`. All servers stop at the end of the block."""
     with PostgresServers(folder / "postgres") as made:
         yield made
 
 
 @contextmanager
 def pooled(folder: Path) -> Iterator[Database]:
-    """Run a PostgreSQL behind a PgBouncer that pools transactions."""
+    """Run a PostgreSQL, and a PgBouncer in front of it that pools transactions. Yield this database."""
     with servers(folder) as made:
         server = made.primary("only")
         with pgbouncer.pooling(folder / "pooler", server.url, "transaction") as url:

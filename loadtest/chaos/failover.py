@@ -1,4 +1,4 @@
-"""Failover: the primary is killed under load, and its synchronous standby is promoted, again and again."""
+"""The fault `failover`: the primary is stopped under load and its synchronous standby is promoted, several times."""
 
 import asyncio
 import random
@@ -20,14 +20,17 @@ from loadtest.testbed.postgres_pair import PostgresPair
 from loadtest.testbed.postgres_servers import Mode
 
 NORMAL_SECONDS: Final = 5
-"""The time after the promotion from which no request may fail any more."""
+"""The longest time after the promotion for which requests may still fail."""
 
 MODES: Final[Sequence[Mode]] = ("kill", "immediate")
 
 
 @contextmanager
 def failing_over(folder: Path, times: int) -> Iterator[Database]:
-    """Run a primary and its synchronous standby, both named in DATABASE_URL, for this number of failovers."""
+    """Run a primary and its synchronous standby. Yield this database with a fault of `times` failovers.
+
+    DATABASE_URL names both servers.
+    """
     with databases.servers(folder) as made:
         pair = PostgresPair.made_by(made)
 
@@ -39,7 +42,10 @@ def failing_over(folder: Path, times: int) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Failovers(InGaps):
-    """The fault: the primary is killed, the standby is promoted, and the old primary returns as a standby."""
+    """The fault `failover`: the primary is stopped, and its standby is promoted.
+
+    Later the old primary returns as a standby.
+    """
 
     normal_seconds = NORMAL_SECONDS
 
@@ -50,7 +56,7 @@ class Failovers(InGaps):
     gaps: list[Gap] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Fail over this number of times."""
+        """Cause `times` failovers, one after another."""
         del traffic
         for number in range(self.times):
             await asyncio.sleep(random.uniform(10, 15))
@@ -74,7 +80,10 @@ class Failovers(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that only 200 and 503 occur, only 200 soon after a promotion, and that all processes continue."""
+        """Check that each answer is 200 or 503, and that all processes survive.
+
+        From NORMAL_SECONDS after a promotion on, each answer must be 200.
+        """
         del snapshot, sends
         figure = f"no primary for {answers.lengths(self.gaps)}"
         return [

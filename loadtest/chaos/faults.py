@@ -1,7 +1,7 @@
-"""The faults of our own server: processes are killed, or PostgreSQL is stopped in its mode `immediate`.
+"""The faults of the test's own server: processes are killed, or PostgreSQL is stopped in its mode `immediate`.
 
-Each fault runs for its time while phones and an admin send requests. It records its actions, and checks its own
-promises.
+A fault runs while phones and an admin send requests. The fault records what it did, and checks the promises that apply
+only to it.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from loadtest.testbed.serving import Serving
 Say = Callable[[str], None]
 
 NORMAL_SECONDS: Final = 5
-"""The time after PostgreSQL is back from which no request may fail any more."""
+"""The longest time after the return of PostgreSQL for which requests may still fail."""
 
 SERVED: Final = ("web-1", "web-2", "dispatch")
-"""The parts that `serve` starts, by their names in its log."""
+"""The names of the parts that `serve` starts, as in its log."""
 
 SECOND: Final = "second dispatch"
 STOP_SECONDS: Final = 25
@@ -49,19 +49,22 @@ class Fault(Protocol):
     """One kind of fault."""
 
     async def run(self, traffic: Traffic) -> None:
-        """Cause the fault; return when it is over."""
+        """Cause the fault. Return when the fault is over."""
 
     def away(self) -> list[Interval]:
-        """Return the times in which no dispatcher could push, in Unix time."""
+        """Return the intervals in which no dispatcher could push, in Unix time."""
 
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Return the promises that apply only to this fault."""
+        """Return a target for each promise that applies only to this fault.
+
+        `sends` contains the lines of the journal of the fake FCM.
+        """
 
 
 class SecondDispatcher:
-    """A second dispatcher next to the dispatcher of `serve`."""
+    """A dispatcher that runs in addition to the dispatcher of `serve`."""
 
     def __init__(self, serving: Serving) -> None:
         """Start the dispatcher."""
@@ -70,20 +73,20 @@ class SecondDispatcher:
 
     @property
     def pid(self) -> int:
-        """The dispatcher's process id."""
+        """The process id of the dispatcher."""
         return self._process.pid
 
     def is_alive(self) -> bool:
-        """Return whether the dispatcher runs."""
+        """Return whether the dispatcher still runs."""
         return self._process.poll() is None
 
     def replace_killed(self) -> None:
-        """Record the end of the dispatcher that was killed, and start another dispatcher in its place."""
+        """Wait for the end of the killed dispatcher, and start a new dispatcher."""
         self._process.wait()
         self._process = self._start()
 
     def stop(self) -> None:
-        """Ask the dispatcher to stop, and wait; kill it if it needs more time than `serve` allows its own parts."""
+        """Stop the dispatcher with SIGTERM. If it does not end within STOP_SECONDS, kill it."""
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
@@ -96,10 +99,10 @@ class SecondDispatcher:
 
 
 class SameProcesses:
-    """The web workers and dispatchers before the fault, which must survive it."""
+    """The web workers and the dispatchers that run before a fault. All of them must survive the fault."""
 
     def __init__(self, serving: Serving, second: SecondDispatcher) -> None:
-        """Record the processes."""
+        """Record the process ids of the parts of `serve`."""
         self._serving = serving
         self._second = second
         self._before = self._pids()
@@ -108,7 +111,7 @@ class SameProcesses:
         return {name: self._serving.child(name) for name in SERVED}
 
     def judged(self) -> Target:
-        """Check that none of these processes was started again."""
+        """Check that none of the recorded processes has ended, and that the second dispatcher still runs."""
         pids = self._pids()
         ended = [name for name in SERVED if pids[name] != self._before[name]]
         if not self._second.is_alive():
@@ -118,7 +121,7 @@ class SameProcesses:
 
 @dataclass(slots=True)
 class Kills:
-    """kill -9 of a random web worker or dispatcher every 2 to 5 s."""
+    """The fault `kills`: every 2 to 5 s, SIGKILL ends a random web worker or dispatcher."""
 
     serving: Serving
     second: SecondDispatcher
@@ -126,12 +129,12 @@ class Kills:
     say: Say
     killed: Counter[str] = field(default_factory=Counter)
     first_killed_at: list[float] = field(default_factory=list)
-    """The time at which the dispatcher of `serve` was killed, in Unix time."""
+    """The times when the dispatcher of `serve` was killed, in Unix time."""
 
     second_away: list[Interval] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Kill processes until the time is over."""
+        """Kill processes until `seconds` have passed."""
         del traffic
         ends_at = time.monotonic() + self.seconds
         while time.monotonic() < ends_at:
@@ -152,7 +155,7 @@ class Kills:
                 self.second_away.append((killed_at, time.time()))
 
     def away(self) -> list[Interval]:
-        """Return the times in which no dispatcher ran."""
+        """Return the intervals in which neither dispatcher ran, in Unix time."""
         started = [datetime.fromisoformat(at).timestamp() for at in _STARTED_AT.findall(self.serving.said)]
         first = [(at, min((one for one in started if one > at), default=inf)) for at in self.first_killed_at]
         return intervals.common(intervals.union(first), intervals.union(self.second_away))
@@ -160,7 +163,7 @@ class Kills:
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that each request got 200 or no answer."""
+        """Check that processes of all four kinds were killed, and that each request got 200 or no answer."""
         del sends
         closed = sum(attempt.outcome == "unknown" for one in snapshot.deliveries for attempt in one.attempts)
         kills = ", ".join(f"{count} × {name}" for name, count in sorted(self.killed.items()))
@@ -173,7 +176,7 @@ class Kills:
 
 @dataclass(slots=True)
 class DatabaseStops(InGaps):
-    """PostgreSQL is stopped as by `pg_ctl stop -m immediate`, again and again; `serve` starts it again."""
+    """The fault `database`: PostgreSQL is stopped several times in its mode `immediate`. `serve` starts it again."""
 
     normal_seconds = NORMAL_SECONDS
 
@@ -184,7 +187,7 @@ class DatabaseStops(InGaps):
     gaps: list[Gap] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Stop PostgreSQL this number of times."""
+        """Stop PostgreSQL `times` times."""
         del traffic
         for _ in range(self.times):
             await asyncio.sleep(random.uniform(10, 15))
@@ -213,7 +216,10 @@ class DatabaseStops(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that only 200 and 503 occur, and only 200 soon after the gap."""
+        """Check that each answer is 200 or 503.
+
+        From NORMAL_SECONDS after PostgreSQL is back, each answer must be 200.
+        """
         del snapshot, sends
         figure = f"away for {answers.lengths(self.gaps)}"
         return [

@@ -1,7 +1,8 @@
-"""The fourth ledger of a run: the event feed, as a client read it during the fault, and as the database contains it.
+"""The fourth ledger of a run: the event feed.
 
-Each committed fact must have exactly one event, and each event a fact. A client that follows the feed through the fault
-must get each event once, in the order of the feed.
+The ledger compares three things: the facts in the tables, the events in the database, and the events that a client read
+during the fault. Each fact must have exactly one event, and each event must have a fact. The client must get each event
+once, in the order of the feed.
 """
 
 import asyncio
@@ -28,7 +29,8 @@ PAUSE_SECONDS: Final = 0.2
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
 
 Fact = tuple[str, ...]
-"""The type of an event, then the command, the device, and the state, as far as the type has them."""
+"""Four texts that identify a fact: the event type, the request id, the device id, and a detail, for example the state.
+If an event type has no request id, device id or detail, this text is empty."""
 
 _FACTS: Final = """
     SELECT ARRAY['device.push_dead', '', id::text, ''] FROM devices_device WHERE push_token_dead_at IS NOT NULL
@@ -63,7 +65,12 @@ _EVENTS: Final = """
 
 @dataclass(frozen=True, slots=True)
 class FeedSnapshot:
-    """The facts in the database, and the ids and facts of its events in the order of the feed."""
+    """The content of the database in one snapshot.
+
+    - `facts`: the facts in the tables, counted.
+    - `ids`: the ids of all events, in the order of the feed.
+    - `events`: the facts in the events of the types in `_JUDGED`, counted.
+    """
 
     facts: Counter[Fact]
     ids: list[str]
@@ -71,7 +78,7 @@ class FeedSnapshot:
 
 
 def read(database_url: str) -> FeedSnapshot:
-    """Read facts and events in one snapshot."""
+    """Read the facts and the events of the database in one snapshot."""
     with psycopg.connect(database_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         facts = Counter(tuple(row) for (row,) in connection.execute(_FACTS))
@@ -86,7 +93,7 @@ _JUDGED: Final = frozenset(
         "delivery.settled", "audit.refused",
     }
 )  # fmt: skip
-"""The types whose facts can be read from the other tables."""
+"""The event types whose facts can be read from other tables than the table of events."""
 
 
 def _fact(event_type: str, request_id: str, device_id: str, data: Mapping[str, Any]) -> Fact:
@@ -102,27 +109,30 @@ def _fact(event_type: str, request_id: str, device_id: str, data: Mapping[str, A
 
 @dataclass(slots=True)
 class FeedReader:
-    """A client that follows the feed from its beginning, through all faults."""
+    """A client that follows the event feed from its beginning.
+
+    `ids` contains the ids of the events that the client has read.
+    """
 
     admin: FleetClient
     ids: list[str] = field(default_factory=list)
     _cursor: str = ""
 
     async def follow(self) -> None:
-        """Read until cancelled. Whatever the answer, the reader continues from its cursor."""
+        """Read the feed until cancelled. After an error or a missing answer, continue from the last cursor."""
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
             while True:
                 await self._read_page(session)
 
     async def read_until(self, event_id: str, seconds: float) -> None:
-        """Continue to read until an event was read, or until `seconds` have passed."""
+        """Read the feed until the event `event_id` was read, but for at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds), aiohttp.ClientSession(timeout=_TIMEOUT) as session:
                 while event_id not in self.ids[-2 * LIMIT :]:
                     await self._read_page(session)
 
     async def _read_page(self, session: aiohttp.ClientSession) -> None:
-        """Read one page. If the server does not answer with a page, wait a little."""
+        """Read one page. If the server does not answer with a page, wait for PAUSE_SECONDS."""
         try:
             page = await self._page(session)
         except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError):
@@ -141,7 +151,7 @@ class FeedReader:
 
 
 def compare(snapshot: FeedSnapshot, read_ids: Iterable[str]) -> list[Target]:
-    """Compare facts, events and the events that a client read; return each promise with its figure."""
+    """Compare facts, events, and the ids of the events that a client read. Return a target for each promise."""
     got = list(read_ids)[: len(snapshot.ids)]
     in_place = sum(one == other for one, other in zip(got, snapshot.ids, strict=False))
     matched = snapshot.facts & snapshot.events

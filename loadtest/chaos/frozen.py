@@ -1,7 +1,6 @@
-"""Frozen networks: under load, a proxy acknowledges packets to the database but forwards nothing.
+"""The fault `frozen`: a proxy acknowledges packets to the database, but forwards nothing.
 
-This is the behaviour of a load balancer that hangs, of a host that is being migrated, and of a router that has lost a
-connection.
+Networks freeze in this way if a load balancer hangs, a host is migrated, or a router loses a connection.
 """
 
 import asyncio
@@ -24,21 +23,25 @@ from loadtest.load.targets import Target
 from loadtest.testbed.tcp_proxy import TcpProxy
 
 NORMAL_SECONDS: Final = 10
-"""The time after the end of a freeze from which no request may fail any more."""
+"""The longest time after a freeze for which requests may still fail."""
 
 ANSWER_SECONDS: Final = 10
-"""The longest time of a request that overlaps a freeze."""
+"""The longest allowed time of a request that overlaps a freeze."""
 
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """A freeze: the time in which nothing is forwarded, and whether the old connections stay dead after it."""
+    """One freeze of the proxy.
+
+    - `seconds`: the time during which the proxy forwards nothing.
+    - `forgets`: whether the connections that were open at the freeze stay dead after the freeze.
+    """
 
     seconds: float
     forgets: bool = False
 
     def __str__(self) -> str:
-        """Return the freeze as text."""
+        """Return a description of the freeze for the log of the run."""
         return f"frozen for {self.seconds:.0f} s{', then forgotten' if self.forgets else ''}"
 
 
@@ -47,7 +50,11 @@ FREEZES: Final = (Freeze(40), Freeze(40, forgets=True), Freeze(0, forgets=True),
 
 @contextmanager
 def freezing(folder: Path, times: int, seconds: float) -> Iterator[Database]:
-    """Run a PostgreSQL behind a proxy, for this number of freezes; `seconds` limits the length of each."""
+    """Run a PostgreSQL, and a proxy in front of it. Yield this database, with a fault that freezes the proxy `times`
+    times.
+
+    `seconds` is the longest allowed time of each freeze.
+    """
     freezes = [replace(one, seconds=min(one.seconds, seconds)) for one in FREEZES[:times]]
     with databases.servers(folder) as made:
         server = made.primary("only")
@@ -61,7 +68,7 @@ def freezing(folder: Path, times: int, seconds: float) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Freezes(InGaps):
-    """The proxy freezes and thaws, with time to recover in between."""
+    """The fault `frozen`: the proxy freezes several times, with time to recover after each freeze."""
 
     normal_seconds = NORMAL_SECONDS
 
@@ -72,7 +79,7 @@ class Freezes(InGaps):
     gaps: list[Gap] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Freeze this number of times."""
+        """Cause all freezes, one after another."""
         del traffic
         for freeze in self.freezes:
             await asyncio.sleep(random.uniform(10, 15))
@@ -94,7 +101,7 @@ class Freezes(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that requests are refused in time during a freeze, and served by the same processes after it."""
+        """Check that requests are refused in time during a freeze, and that the server's processes survive."""
         del snapshot, sends
         count, figure = len(self.freezes), answers.lengths(self.gaps)
         return [
@@ -106,7 +113,7 @@ class Freezes(InGaps):
         ]
 
     def _refused(self, exchanges: Sequence[Exchange]) -> Target:
-        """Check that each request that began and ended in a freeze was refused."""
+        """Check that each request that began and ended within a freeze got 503."""
         meanwhile = Counter(
             one.status
             for one in exchanges
@@ -116,7 +123,7 @@ class Freezes(InGaps):
         return Target("answers meanwhile", "503", figure, set(meanwhile) == {503})
 
     def _in_time(self, exchanges: Sequence[Exchange]) -> Target:
-        """Check the duration of the requests that overlapped a freeze, or used connections that the freeze dropped."""
+        """Check how long requests took, if they overlapped a freeze or began within NORMAL_SECONDS after a freeze."""
         seconds = [
             one.ended_at - one.begun_at
             for one in exchanges

@@ -1,4 +1,7 @@
-"""Spans of time. Each span is a pair of its beginning and its end, in seconds of the same clock."""
+"""Calculations with intervals of time.
+
+An interval is a pair of its beginning and its end, both in seconds on one clock.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +9,7 @@ Interval = tuple[float, float]
 
 
 def union(spans: Iterable[Interval]) -> list[Interval]:
-    """Return spans that cover the same time, in order and without overlap."""
+    """Return intervals that cover the time of all `spans`. They are in order, and do not overlap."""
     joined: list[Interval] = []
     for begin, end in sorted(spans):
         if joined and begin <= joined[-1][1]:
@@ -17,11 +20,11 @@ def union(spans: Iterable[Interval]) -> list[Interval]:
 
 
 def common(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """Return the spans of time that are in both lists. The spans of one list must not overlap."""
+    """Return the intervals that are covered by both lists. The intervals of each list must not overlap."""
     pairs = ((max(one[0], other[0]), min(one[1], other[1])) for one in some for other in others)
     return [(begin, end) for begin, end in pairs if begin < end]
 
 
 def length(spans: Iterable[Interval]) -> float:
-    """Return the total length of the spans."""
+    """Return the sum of the lengths of the intervals, in seconds."""
     return sum(end - begin for begin, end in spans)

@@ -1,6 +1,6 @@
-"""Three of a run's four ledgers, and their comparison: the clients' account, the database, and FCM's journal.
+"""Two of the four ledgers of a run, and their comparison: the account of the clients, and the content of the database.
 
-The fourth ledger is the event feed (feed.py).
+pushes.py compares the third ledger, the journal of the fake FCM. feed.py compares the fourth ledger, the event feed.
 """
 
 from collections import Counter, defaultdict
@@ -19,17 +19,17 @@ from loadtest.load.targets import Target
 OPEN: Final = ("pending", "received")
 FINAL: Final = ("succeeded", "failed")
 LEASE_SECONDS: Final = 45
-"""The seconds of the lease of a claimed push, as in the server."""
+"""The length of the lease after a claim, as in the server."""
 
 OVERDUE_SECONDS: Final = 15
-"""The longest time that a due delivery may wait. It includes the restart of a dispatcher that was killed."""
+"""The longest time that a due delivery may wait. It includes the restart of a killed dispatcher."""
 
 TRANSACTION_SECONDS: Final = 1
-"""The largest difference between the times of two transactions on one row. A transaction that waits for the other one
-still has the time of its own beginning."""
+"""The largest allowed difference between the times of two transactions on one row. A transaction that waits for another
+transaction stores the time of its own beginning."""
 
 Key = tuple[str, str]
-"""A delivery's command and device."""
+"""The request id and the device id of a delivery."""
 
 _COMMANDS: Final = "SELECT id::text, note FROM commands_command"
 _DELIVERIES: Final = """
@@ -60,7 +60,7 @@ _UNSETTLED: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One row of an attempt; times are Unix time."""
+    """One attempt in the database. Times are Unix time."""
 
     outcome: str
     http_status: int | None
@@ -72,7 +72,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One row of a delivery with its attempts in order; times are Unix time."""
+    """One delivery in the database, with its attempts in their order. Times are Unix time."""
 
     attempts: Sequence[Attempt]
     command_id: str
@@ -89,7 +89,7 @@ class Delivery:
 
     @property
     def key(self) -> Key:
-        """The command and the device of the delivery."""
+        """The request id and the device id of the delivery."""
         return self.command_id, self.device_id
 
 
@@ -103,7 +103,13 @@ class FinalReport:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSnapshot:
-    """The content of the database, and the time of the snapshot."""
+    """The content of the database in one snapshot.
+
+    - `read_at`: the time of the snapshot, in Unix time.
+    - `commands`: the request id and the note of each command.
+    - `results`: the first final report of each delivery that has one.
+    - `seen`: the time of the last heartbeat of each device, by device id.
+    """
 
     read_at: float
     commands: Sequence[tuple[str, str]]
@@ -130,7 +136,10 @@ def read(database_url: str) -> DatabaseSnapshot:
 
 
 async def is_settled(database_url: str) -> bool:
-    """Return whether no delivery is open and no attempt is in flight; False while the database cannot be reached."""
+    """Return whether no delivery is open and no attempt is `in_flight`.
+
+    If the database cannot be reached, return False.
+    """
     try:
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
             row = await (await connection.execute(_UNSETTLED)).fetchone()
@@ -140,12 +149,12 @@ async def is_settled(database_url: str) -> bool:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return every send that reached FCM, in the order of arrival."""
+    """Return every push that reached the fake FCM, in the order of arrival."""
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
-    """Compare the clients' account with the database; return each promise with its figure."""
+    """Compare the account of the clients with the database. Return a target for each promise."""
     results = {(one.request_id, one.device_id) for one in account.results}
     return [
         *_of_commands(account, snapshot),
@@ -163,7 +172,7 @@ def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
 
 
 def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
-    """Check that each delivery is settled, or open with a due time at which the server continues by itself."""
+    """Check that each delivery is settled, or is open with a due time at which the server continues by itself."""
     settled = sum(one.state not in OPEN for one in snapshot.deliveries)
     waits = sum(one.state in OPEN and _waits(one, snapshot.read_at) for one in snapshot.deliveries)
     lost = len(snapshot.deliveries) - settled - waits
@@ -172,7 +181,10 @@ def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
 
 
 def _waits(delivery: Delivery, now: float) -> bool:
-    """Return whether an open delivery has a time for its next push or its expiry, in the future or only just past."""
+    """Return whether an open delivery has a due time for its next push or for its expiry.
+
+    A due time that is long past does not count.
+    """
     to_be_pushed = delivery.state == "pending" and delivery.push_state in ("waiting", "retrying")
     due_at = delivery.next_attempt_at if to_be_pushed else delivery.open_until
     if due_at is None or due_at > delivery.open_until + LEASE_SECONDS:
@@ -181,14 +193,16 @@ def _waits(delivery: Delivery, now: float) -> bool:
 
 
 def _answered(account: Account, snapshot: DatabaseSnapshot) -> Target:
-    """Check that each delivery matches the answers to its results: after such an answer, the state must not change."""
+    """Check that each delivery still has the state that the server answered to the phone's report."""
     rows = {one.key: one for one in snapshot.deliveries}
     kept = sum(_stands(one, rows.get((one.request_id, one.device_id))) for one in account.results)
     return Target("deliveries have the state that was answered", "all", *part(kept, len(account.results)))
 
 
 def _stands(result: Result, row: Delivery | None) -> bool:
-    """Return whether an answer is true for the delivery, was true when it was sent, and matches the phone's report."""
+    """Return whether a delivery still has the state that the server answered, and whether this state fits the phone's
+    report.
+    """
     if row is None or row.settled_at is None or row.settled_at > result.at:
         return False
     state = "expired" if result.late else result.said
@@ -196,7 +210,10 @@ def _stands(result: Result, row: Delivery | None) -> bool:
 
 
 def _is_caused(row: Delivery, snapshot: DatabaseSnapshot) -> bool:
-    """Return whether the time and the phone's report explain a delivery's state; here, no client cancels a delivery."""
+    """Return whether the time or the phone's report explains the state of a delivery.
+
+    In a chaos run, no client cancels a delivery.
+    """
     word = snapshot.results.get(row.key)
     if row.settled_at is None:
         return row.state == "pending" and word is None
@@ -244,10 +261,13 @@ def _all(name: str, expected: set[Any], there: Iterable[Any]) -> Target:
 
 
 def part(part: int, whole: int) -> tuple[str, bool]:
-    """Return "part of whole" as a figure, and whether the part is the whole; an empty whole is a failure."""
+    """Return the text "`part` of `whole`", and whether both numbers are equal.
+
+    If `whole` is 0, the second value is False.
+    """
     return f"{part:,} of {whole:,}", part == whole > 0
 
 
 def none(name: str, count: int) -> Target:
-    """Return a promise with its figure: this count must be 0."""
+    """Return a target that is met only if `count` is 0."""
     return Target(name, "none", f"{count:,}", not count)

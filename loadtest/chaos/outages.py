@@ -1,4 +1,7 @@
-"""Outages of FCM under load, one kind after the other: the API must continue, and pushing must recover."""
+"""The fault `fcm`: FCM fails in several ways, one after another.
+
+The API must continue during each outage, and pushing must recover after it.
+"""
 
 import asyncio
 import time
@@ -17,17 +20,17 @@ from loadtest.chaos.traffic import SPREAD, Exchange, Traffic
 from loadtest.load.targets import Target
 
 RESUMED_SECONDS: Final = 60
-"""The time after the recovery of FCM from which pushes must be sent again."""
+"""The longest time from the end of an outage until pushing must be normal again."""
 
 LEAST_FAILURES: Final = 300
 FAILED: Final = ("retry_later", "unknown", "blocked")
 IN_THE_AIR_SECONDS: Final = 2
-"""The time at the beginning of an outage in which phones still answer earlier pushes."""
+"""The time from the beginning of an outage in which phones still answer earlier pushes."""
 
 LEAST_BY_HEARTBEAT: Final = 0.95
 RATE_SECONDS: Final = 10
 LEAST_RATE: Final = 0.5
-"""The rate of pushes that must be reached after an outage, as a part of the rate before the outage."""
+"""The least rate of pushes after an outage, as a share of the rate before the outage."""
 
 END: Final[dict[str, Any]] = {"override": None, "oauth_down": False}
 _LOOK_SECONDS: Final = 0.25
@@ -44,7 +47,11 @@ _WHOLE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """One outage: its kind and length, and the orders to the fake FCM that begin the outage and that end it."""
+    """One planned outage of the fake FCM.
+
+    - `orders`: the orders of `POST /control` that begin the outage.
+    - `seconds`: the length of the outage.
+    """
 
     name: str
     orders: dict[str, Any]
@@ -53,7 +60,10 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One outage, in Unix time, and the seconds from its end until pushing was normal (None: not in time)."""
+    """One outage that is over. Times are Unix time.
+
+    - `after_seconds`: the time from the end of the outage until pushing was normal; None: it was not normal in time.
+    """
 
     begun_at: float
     ended_at: float
@@ -62,7 +72,7 @@ class Recovery:
 
 @dataclass(slots=True)
 class FcmOutages:
-    """FCM fails in one way after the other, with time to recover in between."""
+    """The fault `fcm`: the outages follow one another, with time to recover after each outage."""
 
     control_url: str
     database_url: str
@@ -72,8 +82,9 @@ class FcmOutages:
     recoveries: list[Recovery] = field(default_factory=list)
 
     async def run(self, traffic: Traffic) -> None:
-        """Cause each outage, one after the other. The first outage begins while a command to the whole fleet is
-        pushed.
+        """Cause all outages, one after another.
+
+        At the beginning of the first outage, the admin also issues a command to all phones.
         """
         async with httpx.AsyncClient() as client:
             for number, outage in enumerate(self.outages):
@@ -93,7 +104,10 @@ class FcmOutages:
         return time.time()
 
     async def _recover(self, ended_at: float) -> float | None:
-        """Wait until both dispatchers push and nothing is overdue; return the seconds, or None if it took too long."""
+        """Wait until all dispatchers push and no push is overdue.
+
+        Return the waited seconds, or None after RESUMED_SECONDS.
+        """
         async with await psycopg.AsyncConnection.connect(self.database_url, autocommit=True) as connection:
             while (waited := time.time() - ended_at) < RESUMED_SECONDS:
                 if await (await connection.execute(_WHOLE)).fetchone() == (True,):
@@ -103,7 +117,7 @@ class FcmOutages:
         return None
 
     def away(self) -> list[Interval]:
-        """Return the outages, each with the time until pushing was normal again."""
+        """Return the outages in Unix time. Each interval ends only when pushing was normal again."""
         return [
             (one.begun_at, one.ended_at + (RESUMED_SECONDS if one.after_seconds is None else one.after_seconds))
             for one in self.recoveries
@@ -112,7 +126,7 @@ class FcmOutages:
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that the API continues, heartbeats deliver the commands, and pushes are sent again."""
+        """Check that the API continues, that heartbeats deliver the commands, and that pushing recovers."""
         named = list(zip((outage.name for outage in self.outages), self.recoveries, strict=True))
         refused = sum(send["status"] == 503 for send in sends)
         failed = sum(_failed_within(snapshot, one.begun_at, one.ended_at) for one in self.recoveries)
@@ -127,10 +141,10 @@ class FcmOutages:
         ]
 
     def _reached(self, name: str, one: Recovery, snapshot: DatabaseSnapshot) -> Target:
-        """Check that heartbeats delivered commands that were open for a whole interval, and a fair share of the others.
+        """Check that heartbeats delivered enough of the commands that were open in the outage.
 
-        A phone's next heartbeat comes at any moment of an interval. So a delivery that was open for a part of the
-        longest interval is delivered with at least that probability.
+        A phone's next heartbeat comes at a random moment of its interval. So a delivery that is open for a share of the
+        longest interval is delivered with at least this probability.
         """
         longest = (1 + SPREAD) * self.interval_seconds
         heard = {each.key for each in _answered(one, snapshot) if each.delivered_via == "heartbeat"}
@@ -159,14 +173,18 @@ def _accepted(name: str, one: Recovery, exchanges: Sequence[Exchange]) -> Target
 
 
 def _answered(one: Recovery, snapshot: DatabaseSnapshot) -> list[Delivery]:
-    """Return the results of phones in an outage, except those in the first moments of the outage."""
+    """Return the deliveries that phones settled in an outage.
+
+    The first IN_THE_AIR_SECONDS of the outage do not count.
+    """
     begin, end = one.begun_at + IN_THE_AIR_SECONDS, one.ended_at
     return [each for each in snapshot.deliveries if each.state in FINAL and begin < (each.settled_at or 0) < end]
 
 
 def _open_seconds(delivery: Delivery, one: Recovery) -> float:
-    """Return for how long a delivery could have been answered in an outage; the first moments of the outage do not
-    count.
+    """Return for how many seconds of an outage a phone could have settled a delivery.
+
+    The first IN_THE_AIR_SECONDS of the outage do not count.
     """
     begin = one.begun_at + IN_THE_AIR_SECONDS
     if delivery.settled_at is not None and delivery.settled_at <= begin:
@@ -175,7 +193,7 @@ def _open_seconds(delivery: Delivery, one: Recovery) -> float:
 
 
 def _by_heartbeat(name: str, answered: Sequence[Delivery]) -> Target:
-    """Check that phones answered in an outage only commands that came by heartbeat."""
+    """Check that nearly all results in an outage belong to commands that came by heartbeat."""
     heard = sum(each.delivered_via == "heartbeat" for each in answered)
     figure = f"{heard:,} of {len(answered):,}"
     held = heard > 0 and heard >= LEAST_BY_HEARTBEAT * len(answered)
@@ -183,7 +201,7 @@ def _by_heartbeat(name: str, answered: Sequence[Delivery]) -> Target:
 
 
 def _resumed(name: str, one: Recovery, sends: Sequence[dict[str, Any]]) -> Target:
-    """Check that pushing was normal again in time, and as fast as before the outage."""
+    """Check that pushing was normal in time after an outage, and at least LEAST_RATE as fast as before."""
     before = _per_second(sends, one.begun_at - RATE_SECONDS)
     limit = f"< {RESUMED_SECONDS} s, rate ≥ {LEAST_RATE:.0%}"
     if one.after_seconds is None:

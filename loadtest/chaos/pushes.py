@@ -1,4 +1,7 @@
-"""The pushes of a run: messages that reached FCM, attempts in the database, and pushes without an attempt."""
+"""The check of a run's pushes: messages at the fake FCM, attempts in the database, and due pushes without an attempt.
+
+A message is a push in the journal of the fake FCM. An attempt is a row in the database.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,22 +26,26 @@ from loadtest.fleet.credentials_file import Member
 from loadtest.load.targets import Target
 
 MAY_REPEAT: Final = frozenset({"unknown", "retry_later", "blocked"})
-"""The outcomes after which a push is sent again. Only after `unknown`, FCM may already have accepted the push."""
+"""The outcomes after which the server sends a push again. Only an attempt with the outcome `unknown` may have been
+accepted by FCM."""
 
 UNHEARD: Final = frozenset({"unknown", "in_flight"})
-"""The outcomes without a recorded answer of FCM: the answer may still be recorded, or will never be recorded."""
+"""The outcomes without a recorded answer of FCM. An attempt `in_flight` may still get an answer."""
 
 PROMPT_SECONDS: Final = 5
 """The longest time that a due push may wait while a dispatcher can push."""
 
 BLOCKED_SECONDS: Final = 30
+"""The server's pause after an attempt with the outcome `blocked`."""
 FIRST_RETRY_SECONDS: Final = 10
+"""The server's shortest pause after a failed attempt."""
 LONGEST_RETRY_SECONDS: Final = 900
-"""The pauses before the server's next try: after `blocked`, or after n failures, with a random part."""
+"""The server's longest pause after repeated failures."""
 
 ORPHANED: Final = "the dispatcher did not record an answer"
+"""The server's `detail` for an attempt whose dispatcher ended without recording an answer."""
 NOT_SENT: Final = "not sent: "
-"""The server's texts for an attempt whose dispatcher died, and for an attempt that was not sent."""
+"""The beginning of the server's `detail` for an attempt whose push was not sent."""
 
 ROUNDING_SECONDS: Final = 0.001
 
@@ -48,33 +55,42 @@ Send = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """A delivery, and the messages that reached FCM for it in the order of arrival.
+    """A delivery, and its messages at FCM in the order of arrival.
 
-    A message that FCM refused because of its access token is not included: it and the next message are one attempt.
+    Messages that FCM refused because of the access token are left out. After this refusal, the dispatcher sends the
+    message again in the present attempt.
     """
 
     delivery: Delivery
     sends: Sequence[Send]
 
     def sends_of(self, number: int) -> Sequence[Send]:
-        """Return the messages between the beginning of an attempt (counted from 0) and the beginning of the next
-        attempt.
+        """Return the messages that arrived between the beginning of an attempt and the beginning of the next attempt.
+
+        `number` counts the attempts from 0.
         """
         begins = [one.started_at for one in self.delivery.attempts]
         until = begins[number + 1] if number + 1 < len(begins) else inf
         return [send for send in self.sends if begins[number] <= send["at"] < until]
 
     def recorded(self) -> int:
-        """Return how many messages have their own attempt, which began before the message came and has FCM's answer."""
+        """Return the number of messages that have a separate attempt.
+
+        The attempt must have begun before the message arrived. The attempt must have FCM's answer to this message, or
+        no recorded answer.
+        """
         return sum(_is_of(attempt, sends[0]) for attempt, sends in self._answered())
 
     def founded(self) -> int:
-        """Return how many attempts with an answer of FCM have exactly one message with this answer."""
+        """Return the number of attempts that have FCM's answer to exactly one message.
+
+        Attempts without an answer do not count.
+        """
         pairs = self._answered()
         return sum(len(sends) == 1 and _is_answered(attempt) and _is_of(attempt, sends[0]) for attempt, sends in pairs)
 
     def taken_twice_unexplained(self) -> int:
-        """Return how many messages FCM accepted again although no attempt had ended as `unknown`."""
+        """Return how often FCM accepted a repeated message that no attempt with the outcome `unknown` explains."""
         taken = sum(bool(send["message_id"]) for send in self.sends)
         unknown = sum(one.outcome == "unknown" for one in self.delivery.attempts)
         return max(0, taken - 1 - unknown)
@@ -87,10 +103,10 @@ class Pushed:
 def compare(
     snapshot: DatabaseSnapshot, sends: Sequence[Send], members: Iterable[Member], away: Sequence[Interval]
 ) -> list[Target]:
-    """Compare the database with FCM's journal; return each promise with its figure.
+    """Compare the database with the journal of the fake FCM. Return a target for each promise.
 
-    `away` contains the times in which no dispatcher could push, in Unix time. All phones have a push token that FCM
-    accepts.
+    `away` contains the intervals in which no dispatcher could push, in Unix time. Each phone must have a push token
+    that the fake FCM accepts.
     """
     device_ids = {member.push_token: member.device_id for member in members}
     keyed = [((send["request_id"], device_ids[send["push_token"]]), send) for send in sends]
@@ -124,7 +140,7 @@ def _lateness(late: Sequence[float]) -> str:
 
 
 def _by_delivery(snapshot: DatabaseSnapshot, keyed: Iterable[tuple[Key, Send]]) -> tuple[list[Pushed], int]:
-    """Return each delivery with its messages, and how many messages belong to no delivery."""
+    """Return each delivery with its messages, and the number of messages that belong to no delivery."""
     found: defaultdict[Key, list[Send]] = defaultdict(list)
     for key, send in keyed:
         if send["answer"] != "unauthenticated":
@@ -138,7 +154,9 @@ def _is_answered(attempt: Attempt) -> bool:
 
 
 def _is_of(attempt: Attempt, send: Send) -> bool:
-    """Return whether an attempt may be that of a message: the attempt has the same answer, or no recorded answer."""
+    """Return whether a message can belong to an attempt: the attempt has the answer to the message, or no recorded
+    answer.
+    """
     if attempt.outcome in UNHEARD:
         return True
     same = (attempt.http_status, attempt.message_id) == (send["status"], send["message_id"])
@@ -146,18 +164,18 @@ def _is_of(attempt: Attempt, send: Send) -> bool:
 
 
 def _is_given_up_early(attempt: Attempt) -> bool:
-    """Return whether an attempt was closed as abandoned while its dispatcher might still record it."""
+    """Return whether an attempt was closed as abandoned before its lease ended."""
     ended_at = attempt.finished_at or attempt.started_at
     return attempt.detail == ORPHANED and ended_at < attempt.started_at + LEASE_SECONDS - ROUNDING_SECONDS
 
 
 def _hasty(delivery: Delivery) -> int:
-    """Return how many attempts began too soon after the attempt before them."""
+    """Return the number of attempts that began before the pause after the last attempt was over."""
     return sum(second.started_at < _pause_over_at(first) for first, second in pairwise(delivery.attempts))
 
 
 def _pause_over_at(attempt: Attempt) -> float:
-    """Return the earliest time of the next attempt. A push that was not sent may be tried immediately."""
+    """Return the earliest allowed time of the next attempt. After an attempt that was not sent, there is no pause."""
     ended_at = (attempt.finished_at or inf) - ROUNDING_SECONDS
     if attempt.detail == ORPHANED:
         return max(ended_at, attempt.started_at + LEASE_SECONDS - ROUNDING_SECONDS)
@@ -167,13 +185,16 @@ def _pause_over_at(attempt: Attempt) -> float:
 
 
 def _belated(delivery: Delivery) -> int:
-    """Return how many attempts began after their delivery was settled."""
+    """Return the number of attempts that began after the delivery was settled."""
     until = (delivery.settled_at or inf) + TRANSACTION_SECONDS
     return sum(one.started_at > until for one in delivery.attempts)
 
 
 def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
-    """Check that each due push was tried, unless its phone answered first or no dispatcher could push."""
+    """Check that each due push was tried.
+
+    A push need not be tried if the phone answered first, or if no dispatcher could push.
+    """
     away = intervals.union(away)
     missed = sum(_overdue_seconds(one, snapshot.read_at, away) > PROMPT_SECONDS for one in snapshot.deliveries)
     tried = sum(bool(one.attempts) for one in snapshot.deliveries)
@@ -183,16 +204,14 @@ def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
 
 
 def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Interval]) -> float:
-    """Return for how long the last due push was not tried, although a dispatcher could push."""
+    """Return how long the last due push waited while a dispatcher could push, in seconds."""
     over_at = min(at for at in (delivery.received_at, delivery.settled_at, now) if at is not None)
     due_at = _due_at(delivery)
     return over_at - due_at - intervals.length(intervals.common([(due_at, over_at)], away))
 
 
 def _due_at(delivery: Delivery) -> float:
-    """Return the time when the existing attempts make the next push due. After an accepted attempt, there is no next
-    push.
-    """
+    """Return the time when the next push is due. If no push will follow, return infinity."""
     if not delivery.attempts:
         return delivery.issued_at
     last = delivery.attempts[-1]

@@ -1,4 +1,4 @@
-"""Read-only primaries: a primary is demoted under load, while the address that clients know still leads to it."""
+"""The fault `readonly`: a primary becomes read-only under load, while the clients' address still leads to it."""
 
 import asyncio
 import random
@@ -22,8 +22,8 @@ from loadtest.testbed.serving import wait_for
 from loadtest.testbed.tcp_proxy import TcpProxy
 
 NORMAL_SECONDS: Final = 5
-"""The time after the change of the address from which no request may fail, and no connection to the old primary may
-exist."""
+"""The longest time after the change of the address for which requests may still fail. After this time, no connection to
+the old primary may exist."""
 
 READ_ONLY_SECONDS: Final = 8
 _WRITING: Final = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND backend_xid IS NOT NULL"
@@ -35,7 +35,11 @@ _CONNECTED: Final = """
 
 @contextmanager
 def demoting(folder: Path, times: int) -> Iterator[Database]:
-    """Run a primary and its standby behind an address that leads to one of them, for this number of demotions."""
+    """Run a primary and its standby, and a proxy in front of them. Yield this database with a fault of `times`
+    demotions.
+
+    The server knows only the address of the proxy.
+    """
     with databases.servers(folder) as made:
         pair = PostgresPair.made_by(made)
         with TcpProxy(pair.primary.port) as proxy:
@@ -48,11 +52,15 @@ def demoting(folder: Path, times: int) -> Iterator[Database]:
 
 @dataclass(slots=True)
 class Demotions(InGaps):
-    """The primary accepts no more writes, and its standby is promoted. Seconds later, the address leads to the new
-    primary.
+    """The fault `readonly`: the primary accepts no more writes, and its standby is promoted.
 
-    The old primary either keeps its connections (default_transaction_read_only) or cuts them (a restart as standby);
-    the two ways alternate. In both cases, the old primary answers reads until long after the address has changed.
+    READ_ONLY_SECONDS later, the address leads to the new primary. The old primary stops writes in one of two ways,
+    which alternate:
+
+    - It sets `default_transaction_read_only`, and keeps its connections.
+    - It restarts as a standby, and cuts its connections.
+
+    In both cases, the old primary answers reads until long after the change of the address.
     """
 
     normal_seconds = NORMAL_SECONDS
@@ -64,11 +72,11 @@ class Demotions(InGaps):
     say: Say
     gaps: list[Gap] = field(default_factory=list)
     left: list[tuple[int, str]] = field(default_factory=list)
-    """The number of connections to the old primary at the time when none was allowed any more, and their last
-    statements."""
+    """For each demotion: the number of connections to the old primary NORMAL_SECONDS after the change of the address,
+    and their last statements."""
 
     async def run(self, traffic: Traffic) -> None:
-        """Demote this number of times."""
+        """Cause `times` demotions, one after another."""
         del traffic
         for number in range(self.times):
             await asyncio.sleep(random.uniform(10, 15))
@@ -81,9 +89,7 @@ class Demotions(InGaps):
         await asyncio.sleep(2 * NORMAL_SECONDS)
 
     async def _move(self, demote: Callable[[], None]) -> None:
-        """Demote the primary, later let the address lead to the new primary, and count the connections to the old
-        one.
-        """
+        """Demote the primary, change the address some seconds later, and count the connections to the old primary."""
         stopped_at = time.monotonic()
         await asyncio.to_thread(demote)
         old, new = self.pair.standby, self.pair.primary
@@ -96,7 +102,7 @@ class Demotions(InGaps):
         self.left.append(await asyncio.to_thread(old.execute, _CONNECTED, NAME))
 
     def _demote(self) -> None:
-        """Let open writes end, and refuse further writes; then promote the standby, which has all writes."""
+        """Make the primary read-only, wait until all writes have reached the standby, and promote the standby."""
         old = self.pair.primary
         old.configure(default_transaction_read_only="on")
         wait_for(lambda: old.execute(_WRITING, NAME) == (0,))
@@ -104,7 +110,7 @@ class Demotions(InGaps):
         self.pair.promote_standby()
 
     def _restart_as_standby(self) -> None:
-        """Stop the primary, which sends all its data before it ends; promote the standby, and follow it."""
+        """Stop the primary after it has sent all data, promote the standby, and start the old primary as a standby."""
         self.pair.lose_primary("fast")
         self.pair.promote_standby()
         self.pair.rejoin()
@@ -112,8 +118,9 @@ class Demotions(InGaps):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that answers are 200 or 503, and soon only 200. Also check the connections to the old primary, and the
-        processes.
+        """Check the answers, the connections to the old primary, and that all processes survive.
+
+        Each answer must be 200 or 503. From NORMAL_SECONDS after a change of the address on, each answer must be 200.
         """
         del snapshot, sends
         figure = f"read-only for {answers.lengths(self.gaps)}"

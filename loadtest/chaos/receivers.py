@@ -1,4 +1,7 @@
-"""Receivers of webhooks that misbehave: each must get each event at least once, and in the order of the feed."""
+"""Receivers of webhooks that fail on purpose.
+
+Each receiver must get each event at least once, in the order of the feed.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -19,21 +22,27 @@ SETTINGS: Final = {"WEBHOOK_ALLOW_PRIVATE": "127.0.0.0/8"}
 """The setting that allows the server to send to receivers on this machine."""
 
 FAULT_EVERY: Final = 300
-"""A receiver misbehaves at its first request, and again after this number of requests."""
+"""A receiver fails at one request in this number, beginning with the first request."""
 
 HANG_EVERY: Final = 2000
-"""The same number for the receiver that hangs: each time costs 10 s, after which the server gives up."""
+"""The receiver that hangs fails at one request in this number. Each failure costs 10 s, because the server waits 10 s
+for an answer."""
 
 HANG_SECONDS: Final = 30
 WAIT_SECONDS: Final = 180
-"""The longest time after a run until each receiver gets the last event. It includes the pauses after some failures."""
+"""The longest time from the end of a run until each receiver has the last event. This time includes the server's pauses
+after failures."""
 
 _LOOK_SECONDS: Final = 0.2
 
 
 @dataclass(slots=True)
 class Receiver:
-    """One receiver: the ids of the events that it acknowledged, in order, and how often it misbehaved."""
+    """One receiver of a webhook.
+
+    - `acknowledged`: the ids of the events that the receiver answered with 204, in their order.
+    - `faults`: the number of requests at which the receiver failed on purpose.
+    """
 
     fault: Fault
     acknowledged: list[str] = field(default_factory=list)
@@ -41,7 +50,7 @@ class Receiver:
     requests: int = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request."""
+        """Answer one request of the webhook: acknowledge the event, or fail on purpose."""
         event_id = request.headers["webhook-id"]
         await request.read()
         self.requests += 1
@@ -64,7 +73,7 @@ class Receiver:
 
 @asynccontextmanager
 async def listening(admin: FleetClient) -> AsyncIterator[list[Receiver]]:
-    """Run a receiver for each fault, with a webhook that begins now."""
+    """Run one receiver for each fault of FAULTS. Each receiver has a webhook that begins with the next event."""
     receivers = [Receiver(fault) for fault in FAULTS]
     application = web.Application()
     for receiver in receivers:
@@ -83,7 +92,7 @@ async def listening(admin: FleetClient) -> AsyncIterator[list[Receiver]]:
 
 
 async def until_they_have(event_id: str, receivers: Sequence[Receiver]) -> None:
-    """Wait until each receiver has acknowledged an event, but at most WAIT_SECONDS."""
+    """Wait until each receiver has acknowledged the event, but at most WAIT_SECONDS."""
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + WAIT_SECONDS
     for receiver in receivers:
@@ -92,7 +101,10 @@ async def until_they_have(event_id: str, receivers: Sequence[Receiver]) -> None:
 
 
 def compare(receivers: Sequence[Receiver], expected: Sequence[str]) -> list[Target]:
-    """Compare what each receiver acknowledged with the events of the feed since its webhook began."""
+    """Return one target for each receiver: the acknowledged events must be the expected events, in their order.
+
+    `expected` contains the ids of the events of the feed since the creation of the webhooks.
+    """
     return [_judged(receiver, expected) for receiver in receivers]
 
 

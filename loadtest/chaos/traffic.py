@@ -1,7 +1,8 @@
-"""A fleet and its admin that continue through faults, and record all answers.
+"""Simulated phones and an admin that continue to send requests during faults, and record all answers.
 
-Phones answer each command when they get it, by push or by heartbeat. A command whose POST got no answer, or a 503, is
-sent again unchanged, under its Idempotency-Key, until the server answers.
+A phone answers each command that it gets by push or by heartbeat. If the POST of a command gets an error or no answer,
+the admin sends the POST again. The repeated POST has the original body and the original Idempotency-Key. The admin
+repeats until the server answers with 200, but for at most GIVE_UP_SECONDS.
 """
 
 import asyncio
@@ -29,44 +30,49 @@ Kind = Literal["heartbeat", "result", "command"]
 COMMANDS_PER_SECOND: Final = 20
 LARGEST_AUDIENCE: Final = 7
 LIVES_SECONDS: Final = (15, 60, 600)
-"""The random lifetimes of commands: some end before a fault does."""
+"""The times to begin of the commands, from which each command gets a random time. Some commands expire before a fault
+ends."""
 
 ANSWER_SECONDS: Final = 15
 KEPT_SECONDS: Final = 3
-"""The time for which an idle connection is kept: less than the 5 s after which a web worker closes it."""
+"""The time for which a client keeps an idle connection. It is shorter than the 5 s after which a web worker closes it.
+"""
 
 Connections = tuple[int, int]
-"""The largest number of connections of the phones, and of the admin; 0: no limit."""
+"""The largest numbers of connections of the phones and of the admin, in this order; 0: no limit."""
 
 NORMAL_CONNECTIONS: Final[Connections] = (200, 50)
-"""The admin has its own connections, so that a fleet whose phones all answer at the same time delays no command."""
+"""The admin has separate connections. So a command does not wait for a connection while all phones report."""
 
 UNLIMITED_CONNECTIONS: Final[Connections] = (0, 0)
-"""For gaps in which many requests take long. No request waits for a connection, because the wait would count as the
-server's time."""
+"""The connections for faults during which many requests take long. No request may wait for a connection, because this
+wait would count as time of the server."""
 
 GIVE_UP_SECONDS: Final = 90
 PATIENCE_SECONDS: Final = 180
-"""The longest time for all deliveries to settle at the end. It includes a lease of 45 s, a heartbeat and a retry."""
+"""The longest time from the end of a fault until all deliveries must be settled. It includes a lease of 45 s, a
+heartbeat and a retry."""
 
 SETTLED_LOOK_SECONDS: Final = 1
 PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 4
-"""The longest pause before a command is sent again: each pause is longer than the one before, so that a long outage
-does not end in a flood."""
+"""The longest pause before the admin sends a command again. The pauses grow up to this length, because a long outage
+must not end with a flood of requests."""
 
 TARGET: Final = "/admin/command"
 _LOOK_SECONDS: Final = 0.05
 
 SPREAD: Final = 0.2
-"""The random part by which a phone's interval is shorter or longer."""
+"""A phone's interval is randomly shorter or longer by up to this share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request: its begin and end (monotonic), and its status; 0: no answer, and `code` is the reason.
+    """One request and its answer. Times are seconds on the monotonic clock.
 
-    `flaw` names what a refusal lacks to be correct problem details.
+    - `status`: the HTTP status of the answer; 0: there was no answer.
+    - `code`: the code of the problem details, or the reason why there was no answer.
+    - `flaw`: the parts of problem details that the answer lacks, in words; empty if the answer is complete.
     """
 
     kind: Kind
@@ -79,7 +85,13 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A final result that was answered with 200: the phone's report, the answer, and the time (Unix time)."""
+    """A final report that the server answered with 200.
+
+    - `said`: the status in the phone's report.
+    - `via`: the channel by which the phone got the command.
+    - `state`, `late`: the delivery's state, and whether the report was late, as in the server's answer.
+    - `at`: the time when the answer arrived, in Unix time.
+    """
 
     request_id: str
     device_id: str
@@ -92,34 +104,34 @@ class Result:
 
 @dataclass(slots=True)
 class Account:
-    """The facts that the clients know: their requests, and the answers with 200."""
+    """What the clients know: their requests, and the answers to them. The account is one of the four ledgers."""
 
     sent: set[str] = field(default_factory=set)
-    """The `note` of each command that was posted; each command has a different note."""
+    """The `note` of each command that the admin posted. Each command has a different note."""
 
     accepted: dict[str, frozenset[str]] = field(default_factory=dict)
-    """The devices of each command whose POST was answered, by request_id."""
+    """By request id of each command whose POST was answered with 200: the ids of its devices."""
 
     unanswered: int = 0
-    """The number of POSTs that never got an answer."""
+    """The number of commands whose POST was never answered with 200."""
 
     results: list[Result] = field(default_factory=list)
-    """Each final result that was answered, including repeats of a result."""
+    """All final reports that were answered with 200. A repeated report counts again."""
 
     heard: dict[str, str] = field(default_factory=dict)
-    """The server's time in the last answer to a heartbeat, by device."""
+    """The `server_time` in the last answer to a heartbeat, by device id."""
 
     refused: int = 0
-    """The number of envelopes that phones refused, from both channels."""
+    """The number of envelopes that phones refused, from pushes and from heartbeats."""
 
     exchanges: list[Exchange] = field(default_factory=list)
 
     settled_after_seconds: float | None = None
-    """The time from the fault's end until everything was settled; None if it was not settled in time."""
+    """The time from the end of the fault until all deliveries were settled; None if they were not settled in time."""
 
 
 class Traffic:
-    """The phones of a credentials file and an admin, on one event loop."""
+    """Simulated phones and one admin on one event loop. `run` starts them."""
 
     def __init__(
         self,
@@ -131,7 +143,10 @@ class Traffic:
         commands_per_second: float = COMMANDS_PER_SECOND,
         connections: Connections = NORMAL_CONNECTIONS,
     ) -> None:
-        """Start nothing yet. `journal` contains the pushes that reach FCM."""
+        """Prepare the phones in `members`.
+
+        `journal` is the file of the fake FCM, from which the phones get their pushes.
+        """
         self.account = Account()
         self._admin = admin
         self._members = members
@@ -145,10 +160,11 @@ class Traffic:
         self._commanding = asyncio.Event()
 
     async def run(self, trial: Awaitable[T], settled: Callable[[], Awaitable[bool]]) -> T:
-        """Run the fleet and issue commands until the trial ends; then run only the fleet, until all is settled.
+        """Run the phones and the admin until `trial` ends. Return the result of `trial`.
 
-        Returns the result of the trial. `settled` is called from time to time, for at most PATIENCE_SECONDS. Raises an
-        ExceptionGroup as soon as a phone or the admin fails in any other way than by a refusal or a missing answer.
+        After the trial, the admin issues no more commands. The phones continue until `settled` returns True, but for at
+        most PATIENCE_SECONDS. The account records error answers, missing answers, and answers that are not JSON. Raises
+        ExceptionGroup for every other error of a phone or of the admin.
         """
         for_phones, for_admin = self._connections
         async with (
@@ -169,7 +185,7 @@ class Traffic:
         return found
 
     def pause_commands(self) -> None:
-        """Issue no more commands until resume_commands()."""
+        """Stop issuing commands until `resume_commands` is called."""
         self._commanding.clear()
 
     def resume_commands(self) -> None:
@@ -177,7 +193,7 @@ class Traffic:
         self._commanding.set()
 
     def post_to_all(self) -> None:
-        """Issue one command to the whole fleet, in addition to the others."""
+        """Issue one additional command to all phones."""
         self._work(self._post({"all": True}, [member.device_id for member in self._members], max(LIVES_SECONDS)))
 
     def _phone(self, member: Member) -> Phone:
@@ -186,7 +202,6 @@ class Traffic:
         return phone
 
     async def _beat(self, phone: Phone) -> None:
-        """Send one phone's heartbeats, and carry out the commands in the answers."""
         await asyncio.sleep(random.uniform(0, self._interval_seconds))
         while True:
             answer = await self._noted("heartbeat", phone.heartbeat(status={"battery_pct": random.randint(1, 100)}))
@@ -218,7 +233,7 @@ class Traffic:
             )
 
     async def _command(self) -> None:
-        """Issue commands to a few random phones each, while the trial lasts."""
+        """Issue commands, each to a few random phones, until cancelled."""
         while True:
             await self._commanding.wait()
             devices = [one.device_id for one in random.sample(self._members, random.randint(1, LARGEST_AUDIENCE))]
@@ -226,7 +241,6 @@ class Traffic:
             await asyncio.sleep(random.uniform(0.5, 1.5) / self._commands_per_second)
 
     async def _post(self, target: Mapping[str, Any], devices: list[str], lives_seconds: int) -> None:
-        """Post one command until the server answers."""
         note = f"chaos {next(self._numbers)}"
         command = {"action": "ping", "target": target, "note": note, "expires_in_seconds": lives_seconds}
         body = orjson.dumps(command)
@@ -247,7 +261,10 @@ class Traffic:
             return await answer_in(response)
 
     async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:
-        """Await an exchange and record it. Return the answer, or None if there was no 200."""
+        """Await `exchange` and record it in the account.
+
+        Return its answer, or None if the server did not answer with 200.
+        """
         begun_at = time.monotonic()
         status, code, flaw, answer = int(HTTPStatus.OK), "", "", None
         try:

@@ -1,4 +1,7 @@
-"""The web workers are away for minutes, while the dispatchers and PostgreSQL run: no device may go offline."""
+"""The fault `web`: for minutes, the web workers are away, while the dispatchers and PostgreSQL run.
+
+In this time, no device may go offline.
+"""
 
 import asyncio
 import os
@@ -19,13 +22,13 @@ from loadtest.load.targets import Target
 from loadtest.testbed.serving import Serving, wait_for
 
 BEFORE_SECONDS: Final = 90
-"""The time before the fault, in which each phone sends at least one heartbeat."""
+"""The time before the fault, and the time after it. In this time, each phone sends at least one heartbeat."""
 
 QUIET_SECONDS: Final = 5
-"""The time in which the last commands before the fault are answered."""
+"""The time from the last command until the fault. In this time, the phones answer the last commands."""
 
 NORMAL_SECONDS: Final = 5
-"""This long after the return of the web workers, each new request must get an answer."""
+"""The longest time after the return of the web workers for which new requests may get no answer."""
 
 _OFFLINE: Final = "SELECT count(*) FROM nexmdm_event WHERE type = 'device.offline'"
 _ONLINE: Final = """
@@ -37,7 +40,13 @@ _GAPS: Final = "SELECT COALESCE(max(extract(epoch FROM ended_at - began_at)), 0)
 
 @dataclass(slots=True)
 class WebAway:
-    """The supervisor is frozen and its web workers are killed; later the supervisor starts them again."""
+    """The fault `web`: the supervisor is frozen and its web workers are killed. Later the supervisor starts them again.
+
+    - `gap`: the interval in which the web workers were away.
+    - `offline`: the number of events `device.offline` after the run.
+    - `spans`: the number of open spans in the presence history, and the number of all spans.
+    - `longest_gap`: the length of the longest service gap in the database, in seconds.
+    """
 
     serving: Serving
     database_url: str
@@ -49,9 +58,10 @@ class WebAway:
     longest_gap: float = 0
 
     async def run(self, traffic: Traffic) -> None:
-        """Stop the web workers once, for `seconds`.
+        """Take the web workers away once, for `seconds`.
 
-        No command is issued meanwhile: a signature is older than 300 s when the server is back, and so is refused.
+        The admin issues no commands in this time. A signature is valid for only 300 s. So the server would refuse the
+        POST of these commands after its return.
         """
         await asyncio.sleep(BEFORE_SECONDS)
         traffic.pause_commands()
@@ -78,13 +88,13 @@ class WebAway:
             ((self.longest_gap,),) = connection.execute(_GAPS).fetchall()
 
     def away(self) -> list[Interval]:
-        """Return no interval: the dispatchers always run."""
+        """Return no interval, because the dispatchers run all the time."""
         return []
 
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that no device went offline, and that requests are answered again after the return."""
+        """Check that no device went offline, and that requests are answered after the return of the web workers."""
         del snapshot, sends
         assert self.gap is not None
         open_spans, spans = self.spans

@@ -1,1 +1,1 @@
-"""A fake of Firebase Cloud Messaging and its OAuth endpoint, over real HTTP."""
+"""A fake of Firebase Cloud Messaging (FCM) and of its OAuth endpoint, over real HTTP."""

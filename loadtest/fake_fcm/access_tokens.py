@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 GOOGLE_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
-"""The audience that google-auth writes into its assertions, whatever the account's `token_uri` is."""
+"""The audience that google-auth writes into its assertions. It does not depend on the account's `token_uri`."""
 
 
 @cache
@@ -19,7 +19,10 @@ def private_key() -> rsa.RSAPrivateKey:
 
 
 class AccessTokens:
-    """The OAuth side: access tokens in exchange for assertions signed with the service account's key."""
+    """The access tokens that the fake FCM has issued.
+
+    A client gets an access token for an assertion that is signed with the service account's key.
+    """
 
     def __init__(self, client_email: str, audience: str) -> None:
         self._client_email = client_email
@@ -28,7 +31,10 @@ class AccessTokens:
         self.issued = 0
 
     def exchange(self, assertion: str, expires_in_seconds: int) -> str:
-        """Return a new access token. Raises jwt.InvalidTokenError for an invalid assertion."""
+        """Return a new access token, which is valid for `expires_in_seconds`.
+
+        Raises jwt.InvalidTokenError if the assertion is not valid.
+        """
         jwt.decode(
             assertion,
             private_key().public_key(),
@@ -43,14 +49,17 @@ class AccessTokens:
         return token
 
     def accepts(self, authorization: str) -> bool:
-        """Return whether the header has a token that was issued, is not revoked, and has not expired."""
+        """Return whether an `Authorization` header contains a valid access token.
+
+        An access token is valid if it was issued here, is not revoked and has not expired.
+        """
         expires_at = self._expiries.get(authorization.removeprefix("Bearer "))
         return authorization.startswith("Bearer ") and expires_at is not None and time.monotonic() < expires_at
 
     def live(self) -> list[str]:
-        """Return the tokens that are not revoked."""
+        """Return the access tokens that are not revoked. The list can contain expired tokens."""
         return list(self._expiries)
 
     def revoke_all(self) -> None:
-        """Revoke every token: the next send with a revoked token is answered 401."""
+        """Revoke all access tokens. The fake FCM answers 401 to a push with a revoked token."""
         self._expiries.clear()

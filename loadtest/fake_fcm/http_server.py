@@ -1,6 +1,7 @@
-"""A small HTTP/1.1 server for the fake FCM. It needs little processor time, because the tested server needs the rest.
+"""A small HTTP/1.1 server for the fake FCM.
 
-httptools reads the requests. Each connection has one request at a time, as from the clients of FCM.
+httptools reads the requests, because the server must leave the processor to the server under test. A client may send
+its next request on a connection only after the answer to the last request. The clients of FCM follow this rule.
 """
 
 import asyncio
@@ -19,7 +20,10 @@ _JSON: Final = (("Content-Type", "application/json"),)
 
 @dataclass(slots=True)
 class Request:
-    """One request, and the way to answer it: by answer() once, by cut(), or not at all."""
+    """One HTTP request, with the methods that end it.
+
+    Call `answer` once, or call `cut`. If neither is called, the client gets no answer.
+    """
 
     connection: "Connection"
     method: str = ""
@@ -31,16 +35,16 @@ class Request:
     def answer(
         self, status: int = HTTPStatus.OK, body: bytes = b"", headers: tuple[tuple[str, str], ...] = _JSON
     ) -> None:
-        """Send the answer."""
+        """Send the answer to the client."""
         self.connection.write(status, body, headers)
 
     def cut(self) -> None:
-        """Cut the connection by RST."""
+        """Cut the client's connection with a TCP reset (RST)."""
         self.connection.cut()
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection."""
+    """The connection of one client. httptools calls the methods `on_…` while it reads a request."""
 
     def __init__(self, serve: Callable[[Request], None], connections: "set[Connection]") -> None:
         self._serve = serve
@@ -52,43 +56,43 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Store the connection, so that a close can cut it."""
+        """Add the connection to the set of open connections."""
         self._transport = cast("asyncio.Transport", transport)
         self._connections.add(self)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Delete the connection."""
+        """Remove the connection from the set of open connections."""
         self._transport = None
         self._connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        """Read further data; if it is not HTTP, the connection ends."""
+        """Read received bytes. If the bytes are not HTTP, cut the connection."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
-            raise  # An error of our own code.
+            raise  # The error is in a method of this class.
         except httptools.HttpParserError:
             self.cut()
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Begin a new request."""
         self._request, self._url, self._body = Request(self), b"", []
 
     def on_url(self, part: bytes) -> None:
-        """Add a part to the request target."""
+        """Append a part of the request target."""
         self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store the only header that is needed."""
+        """Store the value of the `Authorization` header. Ignore every other header."""
         if name.lower() == b"authorization":
             self._request.authorization = value.decode("latin-1")
 
     def on_body(self, part: bytes) -> None:
-        """Add a part to the body."""
+        """Append a part of the body."""
         self._body.append(part)
 
     def on_message_complete(self) -> None:
-        """Answer the request."""
+        """Give the complete request to the function `serve`."""
         request = self._request
         request.method = self._parser.get_method().decode()
         path, _, query = self._url.decode("latin-1").partition("?")
@@ -96,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._serve(request)
 
     def write(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...]) -> None:
-        """Write an answer, if the client is still connected."""
+        """Write an answer. If the client has closed the connection, do nothing."""
         if self._transport is None:
             return
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers)
@@ -104,7 +108,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(head.encode() + body)
 
     def cut(self) -> None:
-        """Cut the connection by RST."""
+        """Cut the connection with a TCP reset (RST). If the client has closed the connection, do nothing."""
         if self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CUT_AT_ONCE)
             self._transport.abort()
@@ -112,21 +116,21 @@ class Connection(asyncio.Protocol):
 
 @dataclass(slots=True)
 class HttpServer:
-    """A server on a listening socket; `serve` is called with each request."""
+    """An HTTP server that calls `serve` for each request."""
 
     serve: Callable[[Request], None]
     connections: set[Connection] = field(default_factory=set)
     _server: Any = None
 
     async def start(self, listener: socket.socket) -> None:
-        """Begin to accept connections."""
+        """Begin to accept connections on `listener`."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: Connection(self.serve, self.connections), sock=listener, backlog=1024
         )
 
     def close(self) -> None:
-        """Accept no more connections, and cut the open ones."""
+        """Stop accepting connections, and cut all open connections."""
         self._server.close()
         for connection in list(self.connections):
             connection.cut()

@@ -1,4 +1,7 @@
-"""The journal of the fake FCM, and a reader of its file, by which the simulated phones get their pushes."""
+"""The journal of the fake FCM, which records each push, and a reader for the file of the journal.
+
+Simulated phones use the reader to get their pushes.
+"""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +14,14 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """One send as it arrived, and the answer chosen for it: a word of `WORDS`."""
+    """One push that reached the fake FCM, and the answer to this push.
+
+    - `at`: the time of arrival, in Unix time.
+    - `monotonic`: the time of arrival on the monotonic clock.
+    - `answer`: the word of `WORDS` that describes the answer.
+    - `status`: the HTTP status of the answer; None if the push gets no answer.
+    - `message_id`: the id that FCM gives to an accepted push; empty if the push was not accepted.
+    """
 
     at: float
     monotonic: float
@@ -24,7 +34,10 @@ class Send:
 
 
 class Journal:
-    """All send requests in the order of arrival, readable from any thread, and written to a file if one is named."""
+    """All pushes in their order of arrival. Every thread may read the journal.
+
+    If `path` is given, the journal also appends each push to this file, as one line of JSON.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self._sends: list[Send] = []
@@ -35,16 +48,17 @@ class Journal:
         return len(self._sends)
 
     def sends(self, since: int = 0) -> list[Send]:
-        """Return the sends that have arrived, except the first `since` of them."""
+        """Return the recorded pushes without the first `since` pushes."""
         with self._changed:
             return self._sends[since:]
 
     def wait_for(
         self, count: int, timeout: float = 10, *, matching: Callable[[Send], bool] = lambda _: True
     ) -> list[Send]:
-        """Block until this number of sends has arrived, and return all sends that have arrived. Raises TimeoutError.
+        """Wait until at least `count` pushes for which `matching` is true have arrived, and return all these pushes.
 
-        A send counts from its arrival on, which may be before its answer is sent.
+        A push counts as soon as it has arrived, even if its answer is not sent yet. Raises TimeoutError after `timeout`
+        seconds.
         """
         found: list[Send] = []
         read = 0
@@ -61,7 +75,7 @@ class Journal:
         return found
 
     def add(self, send: Send) -> None:
-        """Append a send and wake the waiting threads."""
+        """Append a push, and wake the threads that wait in `wait_for`."""
         with self._changed:
             self._sends.append(send)
             self._changed.notify_all()
@@ -69,20 +83,18 @@ class Journal:
             self._file.write(orjson.dumps(send, option=orjson.OPT_APPEND_NEWLINE))
 
     def clear(self) -> None:
-        """Delete all sends from memory. The file, if there is one, does not change."""
+        """Delete all pushes from memory. The file does not change."""
         with self._changed:
             self._sends.clear()
 
     def close(self) -> None:
-        """Close the file. The sends stay readable."""
+        """Close the file. The pushes in memory can still be read."""
         if self._file:
             self._file.close()
 
 
 class JournalTail:
-    """Returns the sends since its last read; the first read begins at the creation of this object. A read costs one
-    read of the file.
-    """
+    """A reader that follows the file of a journal. It returns only pushes that are written after its creation."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
@@ -90,7 +102,10 @@ class JournalTail:
         self._rest = b""
 
     def sends(self) -> list[dict[str, Any]]:
-        """Return the new sends; an incomplete line comes with the next read."""
+        """Return the pushes that were written since the last call.
+
+        A line that is not complete is returned by a later call.
+        """
         *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
         return [orjson.loads(line) for line in lines]
 

@@ -1,4 +1,36 @@
-"""The answers of the fake FCM: one reply for each word that a push token may begin with."""
+"""The answers of the fake FCM.
+
+The beginning of a push target chooses the answer. This beginning is a word of `WORDS`, for some words a number, and a
+hyphen:
+
+| beginning        | answer                                                                                    |
+| ok-              | 200                                                                                       |
+| slow250-         | 200 after 250 ms                                                                          |
+| flaky2-          | 503 to the first two pushes to this push target, 200 to all later pushes                  |
+| garbage-         | 200 with HTML as the body                                                                 |
+| unregistered-    | 404 UNREGISTERED                                                                          |
+| mismatch-        | 403 SENDER_ID_MISMATCH                                                                    |
+| invalid-         | 400 INVALID_ARGUMENT                                                                      |
+| malformed-       | 400 INVALID_ARGUMENT that names the field of the push target                              |
+| forbidden-       | 403 without an FcmError, as FCM answers an account with a wrong role                      |
+| missing-         | 404 without an FcmError, as FCM answers a request for a wrong project                     |
+| quota-           | 429 QUOTA_EXCEEDED                                                                        |
+| quota7-          | 429 QUOTA_EXCEEDED with `Retry-After: 7`                                                  |
+| unavailable-     | 503 UNAVAILABLE                                                                           |
+| unavailable7-    | 503 UNAVAILABLE with `Retry-After: 7`                                                     |
+| internal-        | 500 INTERNAL                                                                              |
+| unauthenticated- | 401 without an FcmError                                                                   |
+| thirdparty-      | 401 THIRD_PARTY_AUTH_ERROR                                                                |
+| blank401-        | 401 with an empty body, as a front end answers in place of FCM                            |
+| html404-         | 404 with HTML as the body, as a front end answers in place of FCM                         |
+| hang-            | no answer until the fake FCM closes                                                       |
+| reset-           | no answer: the fake FCM cuts the connection with a TCP reset (RST)                        |
+
+A push target with another beginning gets 200.
+
+Sources: Google's pages "FCM ErrorCode" and "Using OAuth 2.0 for server to server applications". The answer of
+`malformed-` is from answers of the real FCM that Firebase's issue trackers quote.
+"""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +52,13 @@ _RESERVED_KEYS: Final = re.compile(r"from$|message_type$|google|gcm")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to one send. `status` None: no answer; the connection hangs or is cut."""
+    """The answer to one push.
+
+    - `answer`: the word of `WORDS` that describes the answer.
+    - `status`: the HTTP status. None: the push gets no answer, because the connection hangs or is cut.
+    - `retry_after`: the value of the header `Retry-After`; empty: no such header.
+    - `delay_seconds`: the time from the arrival of the push to the answer.
+    """
 
     answer: str
     status: int | None = HTTPStatus.OK
@@ -69,13 +107,16 @@ REFUSALS: Final = {
     )
 }
 NOT_FCMS_OWN: Final[Mapping[str, bytes]] = {"blank": b"", "html": b"<!DOCTYPE html><title>Error</title>"}
-"""The bodies of answers that a front end gives in FCM's place; the number after the word is their status."""
+"""The bodies of answers that a front end gives in place of FCM. The number after the word is the HTTP status."""
 
 WORDS: Final = frozenset({*REFUSALS, *NOT_FCMS_OWN, "ok", "slow", "flaky", "hang", "reset", "garbage"})
 
 
 def script_of(text: str) -> tuple[str, int | None]:
-    """Return the word at the beginning of a push token, and the number after it: `("quota", 7)` for `quota7-…`."""
+    """Return the word and the number at the beginning of a push target, such as `("quota", 7)` for `quota7-…`.
+
+    The number is None if there is none. If `text` does not begin with a word of `WORDS`, the result is `("ok", None)`.
+    """
     match = PREFIX.match(text)
     if match is None or match[1] not in WORDS:
         return "ok", None
@@ -83,9 +124,9 @@ def script_of(text: str) -> tuple[str, int | None]:
 
 
 def violation_in(message: Mapping[str, Any]) -> str:
-    """Return the field that FCM would refuse, or an empty string.
+    """Return the name of the first field that is not valid in a message, or an empty string.
 
-    Stricter than FCM in one way: `android.priority` and `android.ttl` are required.
+    This check is stricter than the check of FCM in one way: `android.priority` and `android.ttl` are required.
     """
     android = message.get("android")
     android = android if isinstance(android, dict) else {}
@@ -99,7 +140,7 @@ def violation_in(message: Mapping[str, Any]) -> str:
 
 
 def target_of(message: Mapping[str, Any]) -> str:
-    """Return the text of the push target, from either of the two fields; empty if both fields are missing."""
+    """Return the push target in the field `fid` or `token` of a message; empty if both fields are missing."""
     return str(message.get("fid", message.get("token", "")))
 
 

@@ -1,21 +1,7 @@
-"""A fake of Firebase Cloud Messaging and its OAuth endpoint, over real HTTP on the loopback interface.
+"""The HTTP server of the fake FCM. It listens on the loopback interface.
 
-The beginning of a push target chooses the answer: a word of `WORDS`, after some words a number, and then a hyphen. Any
-other push target gets 200, except a registration token in the place of a FID: it gets 404 UNREGISTERED.
-
-| begins with                        | answer                                                                         |
-| unregistered- mismatch- invalid-   | 404 UNREGISTERED, 403 SENDER_ID_MISMATCH, 400 INVALID_ARGUMENT                 |
-| forbidden- missing-                | 403 and 404 without an FcmError, as for a wrong role or a wrong project        |
-| quota- quota7-                     | 429 QUOTA_EXCEEDED, the second with Retry-After: 7                             |
-| unavailable- unavailable7-         | 503 UNAVAILABLE, likewise                                                      |
-| internal- unauthenticated-         | 500 INTERNAL, 401                                                              |
-| malformed-                         | 400 INVALID_ARGUMENT that names the push token, as FCM does                    |
-| blank401- html404-                 | that status with an empty body, or with HTML: no answer of FCM itself          |
-| slow250- flaky2-                   | 200 after 250 ms; 503 to the first two sends of that very token, then 200      |
-| hang- reset- garbage-              | no answer until closed; the connection cut by RST; 200 with HTML in it         |
-
-Sources: Google's pages "FCM ErrorCode", "Using OAuth 2.0 for server to server applications"; for `malformed-`, answers
-of the real service as Firebase's issue trackers quote them.
+The beginning of a push target chooses the answer; the table is in replies.py. There is one exception. A FID that
+contains a colon is a push token in the wrong field. A push to this FID gets 404 UNREGISTERED, as from FCM.
 """
 
 import argparse
@@ -72,11 +58,15 @@ _ORDERS: Final[Mapping[str, type]] = {
 
 
 class FcmStandin:
-    """A fake Firebase project: a server in a thread, from `start` to `close`.
+    """A fake Firebase project: an HTTP server in a thread, from `start` to `close`.
 
-    Set its attributes, from any thread: `override` is one answer for every send, `delay_ms` slows every answer,
-    `oauth_down` makes the OAuth endpoint fail, `oauth_says` is its answer with 200 instead of a token, and
-    `expires_in_seconds` is the lifetime of access tokens issued from now on.
+    Any thread may set these attributes:
+
+    - `override`: the answer to every push; None: the push target chooses the answer.
+    - `delay_ms`: the additional delay of every answer to a push, in milliseconds.
+    - `oauth_down`: whether the OAuth endpoint fails.
+    - `oauth_says`: the body that the OAuth endpoint sends with 200 in place of a token; empty: it sends a token.
+    - `expires_in_seconds`: the lifetime of the access tokens that are issued from now on.
     """
 
     def __init__(
@@ -112,12 +102,16 @@ class FcmStandin:
 
     @property
     def token_uri(self) -> str:
-        """The OAuth endpoint."""
+        """The URL of the OAuth endpoint."""
         return f"{self.base_url}/token"
 
     @property
     def override(self) -> str | None:
-        """The answer to every send, whatever its push token and credential: `unavailable7`, `hang`, … or None."""
+        """The answer to every push, as a word and an optional number: `unavailable7`, `hang`.
+
+        An override replaces all checks of the push, also the check of its access token. None: there is no override.
+        Raises ValueError if the word is not in `WORDS`.
+        """
         return self._override
 
     @override.setter
@@ -132,14 +126,17 @@ class FcmStandin:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering; connections that hang are cut. The journal can still be read. A second call does nothing."""
+        """Stop the server, and cut all open connections. The journal can still be read. A second call does nothing."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
         self.journal.close()
 
     def service_account(self) -> dict[str, str]:
-        """Return the service account in the form of a Google key file; its `token_uri` is the fake's."""
+        """Return the service account, as the content of a Google key file.
+
+        Its `token_uri` is the OAuth endpoint of the fake.
+        """
         pem = private_key().private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -154,11 +151,14 @@ class FcmStandin:
         }
 
     def revoke_access_tokens(self) -> None:
-        """Answer 401 to every access token issued so far."""
+        """Revoke all access tokens. A push with a revoked token gets 401."""
         self.access_tokens.revoke_all()
 
     def obey(self, orders: Mapping[str, Any]) -> None:
-        """Carry out the order of `POST /control`. Raises ValueError, and does nothing, for an unknown order."""
+        """Carry out the orders of `POST /control`.
+
+        Raises ValueError for an unknown order or an invalid value. In this case, no order is carried out.
+        """
         for name, value in orders.items():
             withdrawn = name == "override" and value is None
             if not withdrawn and type(value) is not _ORDERS.get(name):
@@ -235,7 +235,10 @@ class FcmStandin:
         return malformed("message.fid") if reply.answer == "malformed" and "fid" in message else reply
 
     def scripted(self, script: str, push_token: str = "") -> Reply:
-        """Return the answer for the beginning of a push token (or for an override)."""
+        """Return the answer that the beginning of `script` chooses.
+
+        `push_token` is the push target whose earlier pushes count for `flaky`.
+        """
         word, number = script_of(script)
         if word == "flaky":
             word, number = self._flaked(push_token, number or 1), None
@@ -325,7 +328,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Write the service account, print the base URL, and answer until SIGTERM or SIGINT."""
+    """Write the key file of the service account, print the base URL, and answer requests until SIGTERM or SIGINT."""
     arguments = _arguments()
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

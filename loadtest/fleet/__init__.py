@@ -1,1 +1,1 @@
-"""The simulated fleet: enrollment, seeding, and the file with its credentials."""
+"""The simulated fleet: its registration, its seeding, and the file with its credentials."""

@@ -9,5 +9,5 @@ from django.utils.module_loading import import_string
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     django.setup(set_prefix=False)
-    # Import by name: its models need the apps to be ready.
+    # This import must come after django.setup(), because the module uses models.
     sys.exit(import_string("loadtest.fleet.seeding.main")())

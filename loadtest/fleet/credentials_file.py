@@ -1,4 +1,4 @@
-"""The simulated fleet and its credentials, in a file that only its owner can read."""
+"""The file with the credentials of a simulated fleet. Only the owner of the file can read it."""
 
 import os
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A phone of the fleet. `push_token` is empty if the phone has no push token."""
+    """A phone of the fleet, with its credentials. `push_token` is empty if the phone has no push token."""
 
     device_id: str
     device_token: str
@@ -18,7 +18,10 @@ class Member:
 
 
 def write(path: Path, members: Iterable[Member]) -> None:
-    """Write the file, a line for each phone, with mode 0600 from the first byte on."""
+    """Write the phones into a new file, one in each line.
+
+    An existing file is replaced. The file's mode is always 0600.
+    """
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -27,6 +30,6 @@ def write(path: Path, members: Iterable[Member]) -> None:
 
 
 def read(path: Path, part: int = 0, parts: int = 1) -> list[Member]:
-    """Return all phones, or every `parts`-th phone, beginning with phone number `part`."""
+    """Return every `parts`-th phone of the file, from phone number `part` on, counted from 0."""
     with path.open(encoding="ascii") as file:
         return [Member(*line.rstrip("\n").split("\t")) for line in islice(file, part, None, parts)]

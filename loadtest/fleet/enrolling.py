@@ -1,4 +1,4 @@
-"""Enroll a small fleet as phones do, by an enrollment token and one registration for each phone."""
+"""Register a small fleet over the API, as real phones do."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,11 +21,10 @@ class NotEnrolled(Exception):
 def enrol(
     admin: FleetClient, count: int, *, with_push_tokens: bool, watch: Callable[[], None]
 ) -> tuple[list[Member], int]:
-    """Register this number of phones; return them, and the server's heartbeat interval. `watch` is called for each
-    phone.
+    """Register `count` phones. Return the phones, and the server's heartbeat interval in seconds.
 
-    Their hardware ids are the same in every call, and the enrollment token may enroll known devices again, so the fleet
-    does not grow. Raises NotEnrolled, and the errors of FleetClient.
+    Each call uses the same hardware ids, and may enroll known devices again. So the fleet does not grow with each call.
+    `watch` is called after each registration. Raises NotEnrolled, and the errors of FleetClient.
     """
     body = {"label": "load test", "max_uses": count, "expires_in_seconds": _LIVES_SECONDS, "re_enroll": True}
     token = admin.post("/admin/enrollment-tokens", body)

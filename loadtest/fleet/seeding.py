@@ -1,9 +1,9 @@
-"""Seed a large fleet, and a month of its work, directly into the database: `python -m loadtest.fleet`.
+"""Seed a large fleet, and a month of its commands, directly into the database: `python -m loadtest.fleet`.
 
-A registration costs a bcrypt hash, 62 ms of a core, so a hundred thousand registrations take close to two hours. Here
-COPY writes the rows, with the digest of a real token, as if the token had been used. The tokens are derived from
-SECRET_KEY, so that the next run uses the same fleet. The deliveries (history.sql) are settled, or open without a due
-push, so no push is sent. Run the program with the settings of the server that uses the database.
+A registration needs a bcrypt hash, which takes 62 ms of a core. So 100,000 registrations would take nearly two hours.
+This program writes the devices by COPY, each with the digest of a real token. Their tokens are derived from SECRET_KEY,
+so the next run uses the same fleet. The seeded deliveries cause no pushes. Run the program with the settings of the
+server that uses the database.
 """
 
 import argparse
@@ -49,8 +49,8 @@ _AUDIT: Final = """
 FINISHED_AT_ONCE: Final = 5000
 AUDITED: Final = 100_000
 AUDITED_AT_ONCE: Final = 200
-"""The number of audit entries in one transaction. Each entry updates the same row, and PostgreSQL must read through all
-versions of this row until the transaction ends."""
+"""The number of audit entries in one transaction. Each entry updates the same row. Until the transaction ends,
+PostgreSQL must read through all versions of this row."""
 
 _KNOWN: Final = """
     SELECT id, push_token, command_key_id FROM devices_device
@@ -60,7 +60,7 @@ _KNOWN: Final = """
 
 
 def seed(count: int, *, with_push_tokens: bool) -> list[Member]:
-    """Return this number of phones that the server knows: first the phones of an earlier seeding, then new phones."""
+    """Return `count` phones that the server knows: first the phones of an earlier seeding, and then new phones."""
     known = [_member(*row) for row in _known(count, with_push_tokens)]
     missing = count - len(known)
     if not missing:
@@ -76,8 +76,9 @@ def _known(count: int, with_push_tokens: bool) -> list[Any]:
 
 
 def _prefix(with_push_tokens: bool) -> str:
-    """Return the prefix of this fleet's hardware ids. It names the key, because tokens of another SECRET_KEY cannot be
-    derived again.
+    """Return the prefix of the hardware ids of this fleet.
+
+    The prefix names the secret key. If SECRET_KEY has changed, the tokens of an earlier fleet cannot be derived again.
     """
     return f"seeded-{tokens.digest_keys()[0].id}-{'push' if with_push_tokens else 'poll'}-"
 
@@ -113,7 +114,7 @@ def _insert(device_ids: list[UUID], with_push_tokens: bool) -> None:
 def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tokens: bool) -> Iterable[tuple[Any, ...]]:
     key, command_key_id = tokens.digest_keys()[0], credentials.command_key_ids()[0]
     prefix = _prefix(with_push_tokens)
-    # A valid hash of an unknown secret. So a token whose digest was deleted is refused, and causes no error.
+    # The hash of an unknown secret. If the digest of a token is deleted, the token is refused without an error.
     unused_hash = credentials.new_secret().hash
     for one in device_ids:
         hardware_id = f"{prefix}{one}"
@@ -125,9 +126,9 @@ def _rows(device_ids: list[UUID], enrolled: tuple[UUID, datetime], with_push_tok
 
 
 def seed_history(deliveries: int) -> None:
-    """Give the existing devices a month of commands, with this number of deliveries, their attempts and reports.
+    """Add a month of commands to the existing devices, with `deliveries` deliveries, their attempts and reports.
 
-    The audit gets entries for the first AUDITED of the commands, with the present time.
+    The first AUDITED commands also get audit entries, whose time is the present.
     """
     with transaction.atomic():
         database.execute(_HISTORY.read_text(encoding="utf-8"), {"deliveries": deliveries})
@@ -148,7 +149,7 @@ def _settle() -> None:
 
 
 def main() -> int:
-    """Seed by the command line, and write the credentials file."""
+    """Seed the fleet that the command line describes, and write its credentials. Return 1 if the database refuses."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.fleet", description=__doc__)
     parser.add_argument("--devices", type=int, default=1000, help="the number of devices (1,000)")
     parser.add_argument("--roster", type=Path, help="the file for their credentials, with mode 0600")

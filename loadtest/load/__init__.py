@@ -1,1 +1,1 @@
-"""The load test: generators, the admin's commands, targets, the view in the terminal."""
+"""The load test: generators, the admin's commands, targets, and the view in the terminal."""

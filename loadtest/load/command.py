@@ -1,4 +1,7 @@
-"""python -m loadtest: a simulated fleet over real HTTP, against a running server or a server of the test."""
+"""The command `python -m loadtest`: a simulated fleet sends requests over real HTTP.
+
+The server is a running server (`--url`), or a new server that the load test starts.
+"""
 
 import asyncio
 import os
@@ -31,7 +34,7 @@ _INTERRUPTED: Final = 130
 
 
 class Command(BaseCommand):
-    """The exit status is 0 if every target was met, else 1."""
+    """The command `python -m loadtest`. Its exit status is 0 if every target was met, else 1."""
 
     help = "Load a server with a simulated fleet, and check the targets. Without --url, start a server first."
     requires_system_checks = ()
@@ -69,7 +72,7 @@ class Command(BaseCommand):
         add("--report", type=Path, metavar="FILE", help="write the figures as one HTML file")
 
     def handle(self, *_: object, **options: Any) -> None:
-        """Run the load test, compare it with its targets, and report."""
+        """Run the load test, print the result, and write the report."""
         console = Console(file=cast("IO[str]", self.stdout))
         if options["halfway"] == "restart" and options["url"]:
             raise CommandError("--halfway restart can restart only a server that the load test started. Remove --url.")
@@ -97,7 +100,7 @@ def _none_or_more(text: str) -> int:
 
 @contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM stop the processes that were started, as Ctrl-C does."""
+    """Let SIGTERM stop the started processes, as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -155,7 +158,7 @@ def _load(options: dict[str, Any], place: ServerUnderTest, fleet: Path, server_i
 
 @contextmanager
 def _server_time(run: Run, place: ServerUnderTest) -> Iterator[None]:
-    """Store the share of a core that each process of the test's own server uses."""
+    """Measure the share of a core that each process of the test's own server uses."""
     if place.serving is None:
         yield
         return
@@ -166,7 +169,7 @@ def _server_time(run: Run, place: ServerUnderTest) -> Iterator[None]:
 
 
 def _judge(console: Console, run: Run, path: Path | None) -> bool:
-    """Print the verdict, write the report if it was requested, and return whether all targets were met."""
+    """Print the result, write the report to `path` if it is given, and return whether all targets were met."""
     judged = targets.judged(run)
     view.print_verdict(console, run, judged)
     if path:

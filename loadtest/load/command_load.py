@@ -1,4 +1,4 @@
-"""The admin of a load test: it issues commands at due times, and stores the events of each command."""
+"""The admin of a load test. The admin issues commands at due times, and a ledger records what happens to them."""
 
 import asyncio
 import random
@@ -24,7 +24,10 @@ _ACTIONS: Final[tuple[dict[str, Any], ...]] = (
 
 @dataclass(slots=True)
 class Life:
-    """The times at which a command was posted, its push arrived at FCM, and its result was accepted; None: not yet."""
+    """The life of one command: the times of its POST, of its push at FCM, and of its result. None: not yet.
+
+    Times are seconds on the monotonic clock.
+    """
 
     posted_at: float | None = None
     pushed_at: float | None = None
@@ -33,21 +36,21 @@ class Life:
 
 @dataclass(slots=True)
 class Ledger:
-    """The commands by request id. The events of a command may come in any order, and each counts once."""
+    """The commands of a run, by request id. The times of one command may be recorded in any order."""
 
     lives: dict[str, Life] = field(default_factory=dict)
 
     def posted(self, request_id: str, at: float) -> None:
-        """Note that a command was accepted, with the time at which its request began."""
+        """Record that a command was accepted. `at` is the time at which its POST began."""
         self._life(request_id).posted_at = at
 
     def pushed(self, request_id: str, at: float) -> None:
-        """Note the arrival of a push."""
+        """Record that a push of the command reached FCM. Only the earliest push counts."""
         life = self._life(request_id)
         life.pushed_at = at if life.pushed_at is None else min(life.pushed_at, at)
 
     def settled(self, request_id: str, at: float) -> None:
-        """Note that a phone's result was accepted."""
+        """Record that the server accepted a phone's result. Only the earliest result counts."""
         life = self._life(request_id)
         life.settled_at = at if life.settled_at is None else min(life.settled_at, at)
 
@@ -58,19 +61,19 @@ class Ledger:
 
     @property
     def open(self) -> int:
-        """The number of commands that wait for a result."""
+        """The number of commands that have no result yet."""
         return sum(life.settled_at is None for life in self._since(0))
 
     def unanswered(self) -> list[float]:
-        """Return the times at which the commands without a result were posted."""
+        """Return the time of the POST of each command that has no result."""
         return [life.posted_at for life in self._since(0) if life.settled_at is None and life.posted_at is not None]
 
     def dispatch(self, since: float) -> Histogram:
-        """Return the times from POST to push of the commands that were posted at `since` or later."""
+        """Return the times from POST to push, for the commands whose POST was not before `since`."""
         return _histogram((life.posted_at, life.pushed_at) for life in self._since(since))
 
     def round_trip(self, since: float) -> Histogram:
-        """Return the times from POST to result of the commands that were posted at `since` or later."""
+        """Return the times from POST to result, for the commands whose POST was not before `since`."""
         return _histogram((life.posted_at, life.settled_at) for life in self._since(since))
 
     def _since(self, since: float) -> Iterator[Life]:
@@ -89,7 +92,7 @@ def _histogram(spans: Iterator[tuple[float | None, float | None]]) -> Histogram:
 
 
 class CommandLoad:
-    """Issues commands to random phones at a fixed rate a minute, independent of the results of earlier commands."""
+    """An admin who issues commands to random phones at a fixed rate, whatever the results of earlier commands are."""
 
     def __init__(
         self, admin: FleetClient, device_ids: Sequence[str], *, per_minute: float, figures: Figures, ledger: Ledger
@@ -104,7 +107,7 @@ class CommandLoad:
         self._starts_at = 0.0
 
     async def run(self, starts_at: float, ends_at: float) -> None:
-        """Issue commands between two times of the monotonic clock."""
+        """Issue commands from `starts_at` to `ends_at` of the monotonic clock."""
         self._starts_at = starts_at
         due = starts_at + random.random() * self._gap_seconds
         while due < ends_at:

@@ -1,6 +1,6 @@
-"""Disturbances of the second half of a run: a restart of the web workers, invalid tokens, malformed requests.
+"""Disturbances of the second half of a run: a restart of the web worker, invalid tokens, or malformed requests.
 
-The second half is compared with the first, so both have the same machine, fleet and hour.
+A run compares its second half with its first half. So both halves have the same machine, fleet and hour.
 """
 
 import asyncio
@@ -53,8 +53,11 @@ _MALFORMED: Final = (
 
 @dataclass(slots=True)
 class Disturbance:
-    """A disturbance and its result: the statuses that disturbing requests got, or the time when the web worker was
-    back.
+    """A disturbance and its result.
+
+    - `sent`: the number of disturbing requests that were sent.
+    - `statuses`: how often each status was the answer to a disturbing request.
+    - `back_at`: the time when the web worker was back after a restart, on the monotonic clock; None: not yet.
     """
 
     kind: Kind
@@ -64,25 +67,27 @@ class Disturbance:
 
     @property
     def sends_requests(self) -> bool:
-        """Whether the disturbance consists of requests."""
+        """Whether the disturbance consists of requests. This is false only for `restart`."""
         return self.kind != "restart"
 
     @property
     def per_second(self) -> int:
-        """The number of planned disturbing requests."""
+        """The planned number of disturbing requests in a second."""
         return INVALID_TOKENS_PER_SECOND if self.kind == "invalid_tokens" else MALFORMED_PER_SECOND
 
     @property
     def expected(self) -> set[int]:
-        """The statuses that its requests may get. A malformed body is either repaired and recorded, or refused."""
+        """The statuses that the disturbing requests may get.
+
+        The server may store a malformed body without its invalid values, and answer 200.
+        """
         return {401, 429} if self.kind == "invalid_tokens" else {200, 400, 422}
 
 
 def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Member]) -> None:
-    """Write PREPARED disturbing requests into a new file that only its owner can read; the generators send the
-    requests.
+    """Write PREPARED disturbing requests into a new file for the generators. Only the owner of the file can read it.
 
-    Each line is a JSON array: the bearer token and the body.
+    Each line is a JSON array of the bearer token and the body.
     """
     disturbing_requests = invalid_tokens(members) if disturbance.kind == "invalid_tokens" else _malformed(members)
     path.touch(mode=0o600)
@@ -91,13 +96,13 @@ def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Membe
 
 
 def read_requests(path: Path) -> list[tuple[str, bytes]]:
-    """Return the bearer token and the body of each request that write_requests() wrote into a file."""
+    """Return the bearer token and the body of each request in a file that `write_requests` wrote."""
     pairs = map(orjson.loads, path.read_bytes().splitlines())
     return [(bearer, body.encode("latin-1")) for bearer, body in pairs]
 
 
 async def restart(disturbance: Disturbance, serving: Serving) -> None:
-    """Stop the web worker as for an upgrade; its parent starts it again. Return when it serves."""
+    """Stop the web worker with SIGTERM, as for an upgrade. Return when the new web worker answers requests."""
     process = serving.child("web-1")
     os.kill(process, signal.SIGTERM)
     while machine.lives(process):  # noqa: ASYNC110
@@ -108,7 +113,10 @@ async def restart(disturbance: Disturbance, serving: Serving) -> None:
 
 
 def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield tokens of known phones with a wrong secret, and with a correct check sum."""
+    """Yield pairs of an invalid device token and a body of a heartbeat, without end.
+
+    Each token has the id of a known phone, a wrong secret and a correct checksum.
+    """
     while True:
         token = random.choice(members).device_token
         guessed = "0" + "".join(random.choices(tokens.ALPHABET, k=_SECRET.stop - _SECRET.start - 1))
@@ -117,6 +125,6 @@ def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
 
 
 def _malformed(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield valid tokens with bodies that the server must not store unchanged."""
+    """Yield pairs of a valid device token and a body that the server must refuse or repair, without end."""
     while True:
         yield random.choice(members).device_token, random.choice(_MALFORMED)

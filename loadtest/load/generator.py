@@ -1,11 +1,10 @@
-"""An open-loop generator: the part of a fleet that one process drives (`python -m loadtest.load.generator`).
+"""A generator of load: the phones that one process simulates (`python -m loadtest.load.generator`).
 
-Each phone has its own due times, independent of its earlier heartbeats. Latency counts from the due time, so a stall of
-the server adds to the latency of every request that was due meanwhile. A phone is a few fields and an entry in a heap;
-only a phone with a command gets a task.
+Each phone has its own due times, which do not depend on its earlier heartbeats (open loop). Latency counts from the due
+time. So if the server stalls, the latency of every request that is due in this time grows.
 
-The process reads a plan from standard input, says that it is ready, reads when to start, and works until standard input
-ends. Twice a second it writes a line of JSON to standard output: its figures since the line before.
+The process reads a plan from standard input, prints that it is ready, and reads the time of the start. It ends when
+standard input ends. Twice a second, it prints its new figures as a line of JSON.
 """
 
 import asyncio
@@ -39,10 +38,10 @@ from nexmdm.client.phone import Agent, Channel, Credentials, Envelope
 
 SAYS_EVERY_SECONDS: Final = 0.5
 NUISANCE: Final = -1
-"""The number that stands for disturbing requests instead of a phone."""
+"""The number that stands for the disturbing requests in place of a phone's number."""
 
 _TICK_SECONDS: Final = 0.001
-"""The resolution of the event loop's timers, in seconds."""
+"""The resolution of the event loop's timers."""
 
 _IDLE_TICK_SECONDS: Final = 0.05
 _JOURNAL_SECONDS: Final = 0.02
@@ -52,12 +51,12 @@ _BODIES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of one generator.
+    """The plan of one generator. Load explains the fields that are not in this list.
 
-    `scale` converts the server's `next_heartbeat_seconds` to the interval of this run. `journal` is the file of the
-    fake FCM, from which phones get their pushes; empty: no pushes. `disturbing_requests` is the file of the disturbing
-    requests, which are sent at an even rate between two seconds of the run; empty: no such requests.
-    `answer_spread_seconds`: see Reporter. `sources`: the addresses of the phones, see Pool.
+    - `part`, `parts`: the number of this generator, counted from 0, and the number of all generators.
+    - `journal`: the file of the fake FCM; empty: phones get no pushes.
+    - `disturbing_requests`: the file of the disturbing requests; empty: there are none.
+    - `nuisances_…`: the rate of the disturbing requests, and the seconds of the run between which they are sent.
     """
 
     url: str
@@ -78,26 +77,26 @@ class Plan:
     sources: Sequence[str] = ()
 
     def as_line(self) -> bytes:
-        """Return the plan as a line, which from_line() reads."""
+        """Return the plan as one line of JSON."""
         return orjson.dumps(asdict(self), option=orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
     def from_line(cls, line: bytes) -> "Plan":
-        """Return the plan in a line."""
+        """Return the plan from a line that `as_line` made."""
         return cls(**orjson.loads(line))
 
 
 def first_dues(count: int, *, ramp_seconds: float, interval_seconds: float, chance: random.Random) -> list[float]:
-    """Return when each phone's first heartbeat is due.
+    """Return the time of each phone's first heartbeat, in seconds after the start.
 
-    Phones begin evenly over the ramp, each at a random point of its interval. So the load grows evenly and then stays
-    constant, without a wave in each interval.
+    The phones begin evenly over the ramp, each at a random moment of its interval. So the load grows evenly, and is
+    constant after the ramp and one interval.
     """
     return [ramp_seconds * number / count + chance.uniform(0, interval_seconds) for number in range(count)]
 
 
 def heartbeat_bodies(chance: random.Random) -> list[bytes]:
-    """Return some typical bodies of heartbeats, each with the end of its request's head."""
+    """Return some typical bodies of heartbeats. Each begins with the last lines of the request's head."""
     statuses = (
         {
             "battery_pct": chance.randint(5, 100),
@@ -113,7 +112,7 @@ def heartbeat_bodies(chance: random.Random) -> list[bytes]:
 
 
 class Generator:
-    """The phones of one process, on one event loop. The caller may remove the content of `figures` and `results`."""
+    """The phones of one process, on one event loop. The caller may empty `figures` and `results` at any time."""
 
     def __init__(self, plan: Plan, members: Iterable[Member]) -> None:
         self._plan = plan
@@ -138,7 +137,7 @@ class Generator:
         self.nuisance_statuses: Counter[int] = Counter()
         self.figures = Figures()
         self.results: list[tuple[str, float, Channel]] = []
-        """Reports that were accepted: the request id, the time, and the channel of the command."""
+        """The accepted reports: the request id, the time on the monotonic clock, and the channel of the command."""
 
     def _read_disturbing_requests(self, server: Server) -> Iterator[bytes]:
         if not self._plan.disturbing_requests:
@@ -148,7 +147,7 @@ class Generator:
         return cycle([head + with_body(body) for head, (_, body) in zip(heads, pairs, strict=True)])
 
     def start(self, starts_at: float) -> None:
-        """Begin at a time of the monotonic clock. From then on heartbeats are sent by timers."""
+        """Begin the load at `starts_at` of the monotonic clock. Return immediately; timers send the heartbeats."""
         plan = self._plan
         self._starts_at, self._ends_at = starts_at, starts_at + plan.ramp_seconds + plan.duration_seconds
         dues = first_dues(
@@ -167,7 +166,10 @@ class Generator:
             self._side_tasks.append(asyncio.create_task(self._hear_pushes(Path(plan.journal))))
 
     async def finish(self) -> None:
-        """Return when no request is in progress any more, or when the requests have taken too long."""
+        """Wait until no request is in progress, but at most as long as a request may take.
+
+        Finally, close all connections.
+        """
         self._dues.clear()
         deadline = time.monotonic() + ANSWER_SECONDS + _SWEEP_SECONDS
         while (self._under_way or self._at_work) and time.monotonic() < deadline:  # noqa: ASYNC110
@@ -181,7 +183,6 @@ class Generator:
             heappush(self._dues, (due, number))
 
     def _tick(self) -> None:
-        """Begin every due heartbeat, and set a timer for the next one."""
         dues, now = self._dues, time.monotonic()
         while dues and dues[0][0] <= now:
             due, number = heappop(dues)
@@ -199,7 +200,6 @@ class Generator:
         self._pool.send(request, partial(self._beaten, number, due, regular))
 
     def _send_disturbance(self, due: float) -> None:
-        """Send a disturbing request, and set the due time of the next one."""
         self._under_way += 1
         self.nuisances_sent += 1
         self._pool.send(next(self._disturbing_requests), self._disturbance_ended)
@@ -220,23 +220,24 @@ class Generator:
             self._work(self._carry_out(number, answer))
 
     def _wait(self, answer: dict[str, Any]) -> float:
-        """Return the seconds from one due time to the next: those that the server sent, or else the phone's own
-        interval.
-        """
+        """Return the seconds to the next due time: the time that the server sent, or the phone's own interval."""
         seconds: int | None = answer.get("next_heartbeat_seconds")
         if seconds is not None:
             return seconds * self._plan.scale
         return self._chance.uniform(0.9, 1.1) * self._plan.interval_seconds
 
     async def _carry_out(self, number: int, answer: dict[str, Any]) -> None:
-        """Report on a heartbeat's commands in their order; if there are more, send a heartbeat immediately."""
+        """Carry out and report a heartbeat's commands in their order.
+
+        If there are more commands, send a heartbeat immediately.
+        """
         self._agent(number).set_server_time(answer["server_time"])
         reported = [await self._receive(number, envelope, "heartbeat") for envelope in answer["commands"]]
         if answer["has_more"] and any(reported):
             self._beat(number, time.monotonic(), regular=False)
 
     async def _hear_pushes(self, path: Path) -> None:
-        """Wake the phones of this process for which the fake FCM got a push."""
+        """Give the phones of this process the pushes that the fake FCM accepted for them."""
         owners = {member.push_token: number for number, member in enumerate(self._members)}
         with closing(JournalTail(path)) as journal:
             while True:
@@ -247,7 +248,7 @@ class Generator:
                 await asyncio.sleep(_JOURNAL_SECONDS)
 
     async def _receive(self, number: int, envelope: Envelope, via: Channel) -> bool:
-        """Let a phone carry out a command and report on it; return False if the phone refuses the envelope."""
+        """Let a phone carry out a command and report on it. Return False if the phone refuses the envelope."""
         report = self._agent(number).receive(envelope, via)
         if report is None:
             self.figures.error(time.monotonic() - self._starts_at, "command: bad signature")
@@ -297,12 +298,11 @@ class Generator:
 
 
 def main() -> None:
-    """Drive phones by the plan on standard input."""
+    """Simulate phones by the plan on standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which closes standard input.
     plan = Plan.from_line(sys.stdin.buffer.readline())
     generator = Generator(plan, credentials_file.read(Path(plan.roster), plan.part, plan.parts))
-    # Otherwise each full garbage collection visits all phones and their tasks, and delays everything that is due
-    # meanwhile.
+    # A full garbage collection would visit all phones and their tasks, and delay the requests that are due.
     gc.collect()
     gc.disable()
     _say({"ready": True})

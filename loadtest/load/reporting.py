@@ -1,4 +1,4 @@
-"""The reports of simulated phones: with a delay in a storm, and repeated if the server asks for it."""
+"""The sender of the reports of simulated phones."""
 
 import asyncio
 import random
@@ -13,37 +13,39 @@ from loadtest.testbed.connections import NO_ANSWER, Pool, understood
 
 MOST_TRIES: Final = 5
 FIRST_BACKOFF_SECONDS: Final = 10.0
-"""The longest wait after a first try without an answer, in seconds. Each further wait is twice as long."""
+"""The longest wait after a first try that got no answer. The longest wait doubles with each further try."""
 
 _AGAIN: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS, NO_ANSWER)
 _JITTER: Final = 1.5
 
 Note = Callable[[float, str], None]
-"""Called after each try, with its start and its error (empty: none)."""
+"""A function to call after each try. Its arguments are the time at which the try began, and the error of the try. The
+error is empty if the try succeeded."""
 
 
 @dataclass(slots=True)
 class Reporter:
-    """Sends the reports of many phones.
+    """A sender of the reports of many phones.
 
-    With a spread, a phone reports after a random part of the spread, and repeats a failed report a few times: after
-    `Retry-After` with jitter or, if there was no answer, after a random time that doubles. Without a spread, a phone
-    reports immediately, and only once.
+    If `spread_seconds` is 0, a phone reports immediately, and sends a report only once. If `spread_seconds` is larger,
+    a phone waits for a random part of this time before its report. After a 429 or a 503, the phone repeats the report
+    after `Retry-After` and a random time. After a missing answer, the phone repeats the report after a random wait that
+    doubles with each try. A phone tries at most MOST_TRIES times.
     """
 
     pool: Pool
     chance: random.Random
     spread_seconds: float
     retried: Counter[str] = field(default_factory=Counter)
-    """The number of failed tries that were repeated, by error."""
+    """The number of repeated tries, by the error that caused them."""
 
     async def wait(self) -> None:
-        """Wait as long as a phone takes to carry a command out."""
+        """Wait for the random time that a phone needs to carry out a command."""
         if self.spread_seconds:
             await asyncio.sleep(self.chance.uniform(0, self.spread_seconds))
 
     async def send(self, request: bytes, note: Note) -> dict[str, Any]:
-        """Send a report. Return the answer, or an empty answer if all tries have failed."""
+        """Send a report. Return the answer, or an empty dictionary if all tries failed."""
         tries = MOST_TRIES if self.spread_seconds else 1
         for number in range(1, tries + 1):
             began_at = monotonic()

@@ -1,5 +1,6 @@
-"""The runner of a load test: it starts the generators, sends the admin's commands, adds up the figures, and ends the
-run.
+"""The runner of a load test.
+
+It starts the generators, issues the admin's commands, adds up the figures, and ends the run.
 """
 
 import asyncio
@@ -29,12 +30,12 @@ from loadtest.testbed.serving import Serving
 from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_PROCESS: Final = 5000
-"""The highest rate of one generator. A generator with a core of its own could send twice as much."""
+"""The highest rate of one generator, in heartbeats a second. On a separate core, a generator can send twice as many."""
 
 CONNECTIONS: Final = 256
 WEIGH_SECONDS: Final = 10
 GRACE_SECONDS: Final = 10
-"""The seconds that the last commands may take after the end of the heartbeats."""
+"""The time that the last commands may take after the end of the heartbeats."""
 
 _WATCH_SECONDS: Final = 0.25
 _LINE_LIMIT: Final = 2**26
@@ -42,16 +43,21 @@ _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 
 class GeneratorEnded(Exception):
-    """A generator ended before its time. Its output is above."""
+    """A generator ended before the end of the run. The generator has printed the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """The plan of a run, with a description of its server.
 
-    `scale` converts the server's interval to that of the run. Without a journal, phones get no pushes. The next three
-    fields are targets: the percentage of requests that may fail (0: none), and the limits for the p95 and the p99 of
-    heartbeats. `answer_spread_seconds`: see Reporter. `sources`: see Pool.
+    - `server`: the description of the server for the report.
+    - `scale`: the factor from the server's interval to the interval of the run.
+    - `roster`: the file with the credentials of the phones.
+    - `journal`: the file of the fake FCM, from which phones get their pushes; None: phones get no pushes.
+    - `most_errors_percent`: the target for the percentage of failed requests; 0: no request may fail.
+    - `p95_ms`, `p99_ms`: the targets for the latency of heartbeats.
+    - `answer_spread_seconds`: the longest time from a push to the report, as in Reporter.
+    - `sources`: the local addresses of the phones, as in Pool.
     """
 
     server: str
@@ -73,12 +79,12 @@ class Load:
 
     @property
     def seconds(self) -> float:
-        """How long the plan sends heartbeats, in seconds."""
+        """The time for which the phones send heartbeats, in seconds."""
         return self.ramp_seconds + self.duration_seconds
 
     @property
     def heartbeats_per_second(self) -> float:
-        """The heartbeats a second after the ramp."""
+        """The number of heartbeats in a second after the ramp."""
         return self.devices / self.interval_seconds
 
     @property
@@ -87,7 +93,7 @@ class Load:
         return min(os.cpu_count() or 1, math.ceil(self.heartbeats_per_second / HEARTBEATS_PER_PROCESS))
 
     def plan(self, part: int) -> Plan:
-        """Return the plan of one generator."""
+        """Return the plan of generator number `part`, counted from 0."""
         return Plan(
             url=self.url,
             roster=str(self.roster),
@@ -104,13 +110,13 @@ class Load:
         )
 
     def disturbing_requests(self) -> Path:
-        """Return the path of a trial's disturbing requests, next to the file of credentials."""
+        """Return the path of the file for disturbing requests. It is in the folder of `roster`."""
         return self.roster.with_name("disturbing_requests")
 
 
 @dataclass(slots=True)
 class Run:
-    """A run: its state while it runs, and its figures afterwards."""
+    """A run: its plan, its state, and its figures."""
 
     load: Load
     serving: Serving | None = None
@@ -122,27 +128,27 @@ class Run:
     cpu_seconds: dict[int, float] = field(default_factory=dict)
     server_cores: dict[str, float] = field(default_factory=dict)
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """The memory of a web worker: pairs of seconds and MiB."""
+    """The memory of a web worker: pairs of the second of the run and the memory in MiB."""
 
     load_average: float = field(default_factory=machine.load_average)
 
     @property
     def elapsed_seconds(self) -> float:
-        """How long the run has sent heartbeats, in seconds."""
+        """The time for which the phones have sent heartbeats, in seconds."""
         return min(self.load.seconds, max(0.0, time.monotonic() - self.starts_at)) if self.starts_at else 0.0
 
     @property
     def measured_since(self) -> float:
-        """The second from which on the figures count."""
+        """The second of the run from which the figures count."""
         return math.ceil(self.load.ramp_seconds)
 
     @property
     def half(self) -> float:
-        """The second in which the second half of the measured time begins."""
+        """The second of the run in which the second half of the measurement begins."""
         return self.measured_since + self.load.duration_seconds / 2
 
     def plan(self, part: int) -> Plan:
-        """Return the plan of one generator, with its share of a trial's disturbing requests."""
+        """Return the plan of generator number `part`, with its share of the disturbing requests."""
         plan = self.load.plan(part)
         if self.disturbance is None or not self.disturbance.sends_requests:
             return plan
@@ -155,7 +161,7 @@ class Run:
         )
 
     def take(self, part: int, line: bytes) -> None:
-        """Add the figures of a generator."""
+        """Add the figures in a line of output from generator number `part`."""
         content = orjson.loads(line)
         if self.disturbance is not None:
             self.disturbance.sent += content["nuisances_sent"]
@@ -169,7 +175,10 @@ class Run:
 
 
 async def run_load(run: Run, admin: FleetClient, watch: Callable[[], None]) -> None:
-    """Carry out a run. `watch` is called four times a second. Raises GeneratorEnded."""
+    """Carry out a run. Call `watch` four times a second.
+
+    Raises GeneratorEnded if a generator ends before the end of the run.
+    """
     async with AsyncExitStack() as stack:
         if run.disturbance is not None and run.disturbance.sends_requests:
             disturbances.write_requests(
@@ -237,7 +246,6 @@ async def _hear(run: Run, part: int, generator: Process) -> None:
 
 
 async def _command(run: Run, admin: FleetClient) -> None:
-    """Issue commands to the end of the run."""
     load = run.load
     if not load.commands_per_minute:
         return
@@ -253,7 +261,7 @@ async def _command(run: Run, admin: FleetClient) -> None:
 
 
 async def _restart(run: Run) -> None:
-    """Restart the web workers halfway, if that is the trial."""
+    """Restart the web worker halfway, if this is the disturbance of the run."""
     if run.disturbance is None or run.disturbance.sends_requests:
         return
     assert run.serving is not None
@@ -262,7 +270,7 @@ async def _restart(run: Run) -> None:
 
 
 async def _weigh(run: Run) -> None:
-    """Store the memory of the test's own web worker every few seconds."""
+    """Record the memory of the test's own web worker every WEIGH_SECONDS."""
     if run.serving is None or (run.disturbance and not run.disturbance.sends_requests):
         return
     process = run.serving.child("web-1")
@@ -272,7 +280,7 @@ async def _weigh(run: Run) -> None:
 
 
 async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task[None]]) -> None:
-    """Return when the heartbeats have ended, and the commands have results or their time is over."""
+    """Return when the heartbeats have ended, and all commands have a result or their time is over."""
     ends_at = run.starts_at + run.load.seconds
     patience = GRACE_SECONDS if run.load.journal else 0
     with closing(JournalTail(run.load.journal or Path(os.devnull))) as journal:
@@ -287,8 +295,9 @@ async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task
 
 
 def _note_unanswered(run: Run) -> None:
-    """Count each command without a result as an error, if it had enough time: without pushes, a little more than an
-    interval.
+    """Count each command without a result as an error, if the command had enough time.
+
+    Without pushes, a command needs a little more than an interval.
     """
     load = run.load
     needed = 0 if load.journal else 1.2 * load.interval_seconds

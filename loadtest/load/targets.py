@@ -1,4 +1,4 @@
-"""The targets of a run, and whether it met them."""
+"""The targets of a run, and the check whether the run met them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +15,22 @@ MOST_GROWTH_PERCENT: Final = 5
 MOST_AWAY_SECONDS: Final = 5
 MOST_SLOWER: Final = 2
 LEAST_SENT: Final = 0.95
-"""The share of a trial's disturbing requests that must be sent, so that the trial is valid."""
+"""The least share of the planned disturbing requests that must be sent. With a smaller share, the run misses a target.
+"""
 
 MOST_IN_FLIGHT: Final = CONNECTIONS
 LATE_P99_MS: Final = 10
-"""The delay of the generator, in seconds, from which on the verdict mentions the delay."""
+"""If the p99 of the generator's delay is at least this number of milliseconds, the result mentions the delay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One target with its figure. A missing figure counts as a miss."""
+    """One target of a run.
+
+    - `limit`: the limit, as text.
+    - `figure`: the measured figure, as text.
+    - `held`: whether the figure is within the limit. A figure that could not be measured is not within its limit.
+    """
 
     name: str
     limit: str
@@ -33,7 +39,7 @@ class Target:
 
 
 def judged(run: Run) -> list[Target]:
-    """Return the targets of this run. Dispatch is a target if there are commands and a fake FCM."""
+    """Return the targets of a run. The p95 of the dispatch is a target only if the run has commands and a fake FCM."""
     heartbeats = _heartbeats(run)
     aside = ", gap not counted" if run.disturbance and run.disturbance.kind == "restart" else ""
     targets = [
@@ -48,25 +54,28 @@ def judged(run: Run) -> list[Target]:
 
 
 def _heartbeats(run: Run) -> Histogram:
-    """Return the latencies for the targets: all, except those of the seconds in which a restart had no web worker."""
+    """Return the latencies of heartbeats that count for the targets.
+
+    After a restart, the seconds without a web worker do not count.
+    """
     gap = ceil(_back(run)) - int(run.half) if run.disturbance and run.disturbance.kind == "restart" else 0
     before = run.figures.latencies("heartbeat", since=run.measured_since, until=int(run.half))
     return merged((before, run.figures.latencies("heartbeat", since=int(run.half) + gap)))
 
 
 def _back(run: Run) -> float:
-    """Return the second in which a web worker was back after a restart."""
+    """Return the second of the run in which a web worker was back after a restart."""
     return run.disturbance.back_at - run.starts_at if run.disturbance and run.disturbance.back_at else run.half
 
 
 def error_percent(run: Run) -> float | None:
-    """Return the percentage of requests that failed; None without requests."""
+    """Return the percentage of requests that failed. If there were no requests, return None."""
     requests = run.figures.latencies(*KINDS, since=run.measured_since).count
     return 100 * run.figures.errors(since=run.measured_since).total() / requests if requests else None
 
 
 def lateness(run: Run) -> str:
-    """Return a sentence if the generator was late, or else an empty text."""
+    """Return a sentence about the generator's delay, or an empty text if the delay is short."""
     p99 = run.figures.late.percentile(99) or 0.0
     if p99 * 1000 < LATE_P99_MS:
         return ""
@@ -75,7 +84,7 @@ def lateness(run: Run) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Return a duration as text for a reader."""
+    """Return a duration as text in milliseconds. None becomes a dash."""
     if seconds is None:
         return "–"
     value = seconds * 1000
@@ -83,7 +92,7 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def _memory(run: Run) -> Iterator[Target]:
-    """Check the memory of a web worker, if the run was long enough."""
+    """Yield a target for the memory of a web worker, if the run lasted long enough to measure it."""
     settled = [mebibytes for second, mebibytes in run.memory if second >= SETTLED_SECONDS]
     if len(settled) < 2 or all(map(isnan, settled)):
         return
@@ -95,8 +104,9 @@ def _memory(run: Run) -> Iterator[Target]:
 
 
 def _trial(run: Run) -> Iterator[Target]:
-    """Compare the second half with the first; after a restart, the first minute of the new worker with the last minute
-    of the old worker.
+    """Yield the targets of a disturbance, which compare the second half of the run with the first half.
+
+    After a restart, these targets compare a minute of the new web worker with a minute of the old web worker.
     """
     if (disturbance := run.disturbance) is None:
         return
@@ -122,7 +132,10 @@ def _trial(run: Run) -> Iterator[Target]:
 
 
 def _failed_with_the_worker(run: Run, back: float) -> Target:
-    """Check the errors of a restart. Requests in progress may fail, at most one for each connection."""
+    """Return the target for errors of a restart.
+
+    At most one request for each connection may fail, and only at the restart.
+    """
     here = run.figures.errors(run.half - 1, ceil(back) + 1).total()
     elsewhere = run.figures.errors(since=run.measured_since).total() - here
     held = here <= MOST_IN_FLIGHT and not elsewhere

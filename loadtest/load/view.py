@@ -1,4 +1,4 @@
-"""The view of a run in a terminal: live while it runs, and the verdict at its end."""
+"""The view of a run in the terminal: its state while it runs, and its result at the end."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ _PLAIN_EVERY_SECONDS: Final = 30
 
 @contextmanager
 def gathering(console: Console, count: int) -> Iterator[Callable[[], None]]:
-    """Show the progress of registration. Yields a function to call for each phone that registers."""
+    """Show the progress of registrations. Yield a function to call after each registration."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console.print(f"Registering {count:,} phones …", highlight=False)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -35,8 +35,9 @@ def gathering(console: Console, count: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def shown(console: Console, run: Run) -> Iterator[Callable[[], None]]:
-    """Show a run. Yields a function that shows the present state; it may be called at any time. Without a terminal, the
-    function prints a line every half minute.
+    """Show the state of a run. Yield a function that updates the view; the caller may call it at any time.
+
+    If the output is not a terminal, the function prints a line every 30 s.
     """
     if not console.is_terminal:
         yield _Plain(console, run)
@@ -46,15 +47,12 @@ def shown(console: Console, run: Run) -> Iterator[Callable[[], None]]:
 
 
 class _Plain:
-    """A line every half minute, for logs."""
-
     def __init__(self, console: Console, run: Run) -> None:
         self._console = console
         self._run = run
         self._next_at = time.monotonic() + _PLAIN_EVERY_SECONDS
 
     def __call__(self) -> None:
-        """Print the state of the run, if half a minute has passed."""
         if time.monotonic() < self._next_at:
             return
         self._next_at += _PLAIN_EVERY_SECONDS
@@ -70,7 +68,7 @@ class _Plain:
 
 
 def picture(run: Run) -> Panel:
-    """Return the state of a run."""
+    """Return the state of a run as a panel for the terminal."""
     now = run.elapsed_seconds
     since = run.measured_since if now > run.measured_since else 0
     recent = max(0.0, int(now) - RECENT_SECONDS)
@@ -123,7 +121,7 @@ def _clock(seconds: float) -> str:
 
 
 def print_verdict(console: Console, run: Run, judged: list[Target]) -> None:
-    """Print each target with its figure, the errors by kind, and whether the generator was late."""
+    """Print all targets, the number of each error, and the generator's delay if it was long."""
     print_targets(console, judged)
     console.print(_summary(run), highlight=False)
     for error, count in run.figures.errors().most_common():

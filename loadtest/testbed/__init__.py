@@ -1,1 +1,1 @@
-"""The servers of tests: their processes, HTTP connections to them, and the machine on which they run."""
+"""The servers of tests: their processes, the HTTP connections to them, and their machine."""

@@ -1,8 +1,8 @@
-"""A minimal HTTP/1.1 client: requests as prepared bytes over a bounded pool of kept connections.
+"""A minimal HTTP/1.1 client: it sends prepared bytes over a limited number of kept connections.
 
-A client library costs 150 to 250 µs a request, most of a generator's time. This client writes bytes that the caller
-has encoded, lets httptools find the end of the answer, and calls back, in about a fifth of the time. It accepts each
-request immediately: if all connections are busy, the request waits here, and its wait counts as latency.
+A usual client library needs 150 to 250 µs for a request, which is most of a generator's time. This client needs about a
+fifth of this time. It accepts each request immediately. If all connections are busy, the request waits in a queue, and
+the wait counts as latency.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ ANSWER_SECONDS: Final = 10
 """The longest time of a request, including its time in the queue."""
 
 NO_ANSWER: Final = 0
-"""The status of a request without an answer; the body is then the reason."""
+"""The status that stands for a missing answer. With this status, the body is the reason why there is no answer."""
 
 Done = Callable[[int, bytes], None]
 
@@ -41,25 +41,28 @@ class Server:
 
     @classmethod
     def of(cls, url: str) -> "Server":
-        """Return the server of a URL; its path is ignored."""
+        """Return the server of a URL. The path of the URL is ignored."""
         parts = urlsplit(url)
         tls = parts.scheme == "https"
         return cls(parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.netloc)
 
     def head(self, method: str, target: str, headers: Mapping[str, str]) -> bytes:
-        """Return the head of a request up to its Content-Length, which with_body() adds."""
+        """Return the head of a request without its Content-Length. `with_body` returns the rest of the request."""
         fields = {"Host": self.authority, "Content-Type": "application/json", **headers}
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         return "\r\n".join([*lines, ""]).encode()
 
 
 def with_body(body: bytes) -> bytes:
-    """Return the end of a request's head, and its body."""
+    """Return the Content-Length, the end of a request's head, and the body."""
     return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 def understood(status: int, body: bytes) -> tuple[str, dict[str, Any]]:
-    """Return the error (empty if there is none) and the answer (empty if it cannot be used)."""
+    """Return the error and the JSON of an answer.
+
+    The error is empty if the status is 200. The JSON is empty if there is an error.
+    """
     if status == NO_ANSWER:
         return body.decode(), {}
     try:
@@ -73,18 +76,21 @@ def understood(status: int, body: bytes) -> tuple[str, dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Exchange:
-    """One request and its callback. `again`: it was sent before, over a connection that the server had closed."""
+    """One request, and its callback.
+
+    `again` is true if the request was sent before over a connection that the server closed.
+    """
 
     request: bytes
     done: Done
     begun_at: float
     again: bool = False
     retry_after: float = 0.0
-    """The seconds in the answer's Retry-After."""
+    """The seconds in the header Retry-After of the answer."""
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: one exchange at a time."""
+    """One connection, which carries one exchange at a time."""
 
     def __init__(self, pool: "Pool", *, resends: bool) -> None:
         self._pool = pool
@@ -97,31 +103,31 @@ class _Connection(asyncio.Protocol):
         self.exchange: _Exchange | None = None
 
     def begin(self, exchange: _Exchange) -> None:
-        """Send a request; this connection must be free."""
+        """Send a request. The connection must be free."""
         self.exchange = exchange
         self._heard = False
         assert self._transport is not None
         self._transport.write(exchange.request)
 
     def abort(self) -> None:
-        """Cut the connection."""
         if self._transport is not None:
             self._transport.abort()
 
     def is_ended(self) -> bool:
-        """Return whether the server has closed this connection; this may be known here before connection_lost()."""
+        """Return whether the server has closed this connection.
+
+        The result can be true before connection_lost() is called.
+        """
         assert self._transport is not None
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
         return bool(poll.poll(0))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with a first exchange."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's connections have none at first.
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not an instance of this type.
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Read further data of the answer."""
         self._heard = True
         try:
             self._parser.feed_data(data)
@@ -130,16 +136,14 @@ class _Connection(asyncio.Protocol):
             self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store the time of the next try."""
         if name.lower() == b"retry-after" and value.isdigit() and self.exchange:
             self.exchange.retry_after = float(value)
 
     def on_body(self, body: bytes) -> None:
-        """Store a part of the answer's body."""
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Deliver the answer, and become free unless the server is about to close."""
+        """Deliver the answer. If the server keeps the connection open, the connection is free again."""
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         self._used = True
@@ -152,14 +156,15 @@ class _Connection(asyncio.Protocol):
         done(self._parser.get_status_code(), body)
 
     def finish(self, status: int, body: bytes) -> None:
-        """End the current exchange, if there is one."""
+        """End the current exchange, if there is one, with this status and body."""
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.done(status, body)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Send the exchange again if the server may have closed the connection while it was idle; otherwise let it
-        fail.
+        """Send the exchange again if the server may have closed the connection while it was idle.
+
+        If not, let the exchange fail.
         """
         exchange = self.exchange
         if exchange is not None and self._resends and self._used and not self._heard and not exchange.again:
@@ -174,13 +179,14 @@ def _nobody(status: int, body: bytes) -> None:
 
 
 class Pool:
-    """At most `limit` connections to one server, opened when needed. The connection that was used last is used first.
+    """At most `limit` connections to one server, which are opened when they are needed.
 
-    If a used connection is cut before an answer, the request is sent once more. A strict pool sends nothing twice: the
-    request then fails. A strict pool checks a connection before it writes, and does not use one that the server has
-    closed: `left` counts the requests that used another connection for this reason.
+    If a used connection is lost before its answer begins, the request is sent once more. A strict pool sends no request
+    twice. Before a strict pool uses a connection, it checks whether the server has closed this connection. `left`
+    counts the requests that used another connection because of this check.
 
-    `sources` are the local addresses of the connections, used one after the other; the server must be on loopback.
+    `sources` are the local addresses of the connections, which are used in turn. The server must be on loopback if
+    `sources` is not empty.
     """
 
     def __init__(self, server: Server, limit: int, *, strict: bool = False, sources: Sequence[str] = ()) -> None:
@@ -196,16 +202,22 @@ class Pool:
         self._opening: set[asyncio.Task[None]] = set()
 
     def send(self, request: bytes, done: Done) -> None:
-        """Send a request as soon as a connection is free; `done` is called once, with status and body."""
+        """Send a request as soon as a connection is free.
+
+        `done` is called once, with the status and the body of the answer.
+        """
         self._send(_Exchange(request, done, time.monotonic()))
 
     async def call(self, request: bytes) -> tuple[int, bytes]:
-        """Send a request and return its status and body."""
+        """Send a request, and return the status and the body of its answer."""
         status, body, _ = await self.ask(request)
         return status, body
 
     async def ask(self, request: bytes) -> tuple[int, bytes, float]:
-        """Send a request and return its status, its body, and the seconds of its Retry-After (0: it has none)."""
+        """Send a request. Return the status, the body, and the seconds in the header Retry-After of its answer.
+
+        Without this header, the seconds are 0.
+        """
         answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
 
         def done(status: int, body: bytes) -> None:
@@ -226,7 +238,10 @@ class Pool:
         self._open_what_is_wanted()
 
     def sweep(self) -> None:
-        """Fail requests that have taken too long. Call it about every second."""
+        """End requests that have taken longer than ANSWER_SECONDS.
+
+        The caller must call this method about every second.
+        """
         oldest = time.monotonic() - ANSWER_SECONDS
         while self._queue and self._queue[0].begun_at < oldest:
             self._queue.popleft().done(NO_ANSWER, b"time-out")
@@ -236,33 +251,33 @@ class Pool:
                 connection.abort()
 
     def close(self) -> None:
-        """Cut all connections; requests in progress fail."""
+        """Cut all connections. Requests in progress fail."""
         for task in self._opening:
             task.cancel()
         for connection in list(self._connections):
             connection.abort()
 
     def opened(self, connection: _Connection) -> None:
-        """Add a new connection."""
+        """Add a new connection, and let it send the next request."""
         self._connections.add(connection)
         self.freed(connection)
 
     def freed(self, connection: _Connection) -> None:
-        """Give a free connection its next request."""
+        """Let a free connection send the next request in the queue."""
         if not self._queue:
             self._idle.append(connection)
         elif self._may_write(connection):
             connection.begin(self._queue.popleft())
 
     def lost(self, connection: _Connection) -> None:
-        """Delete a connection."""
+        """Remove a connection."""
         self._connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._open_what_is_wanted()
 
     def queue_first(self, exchange: _Exchange) -> None:
-        """Send a request again, before all others."""
+        """Put an exchange at the front of the queue."""
         self._queue.appendleft(exchange)
 
     def _may_write(self, connection: _Connection) -> bool:

@@ -1,4 +1,4 @@
-"""The machine of a run, and the processor time that a server uses on it."""
+"""The machine of a run, and the processor time and memory of processes on it."""
 
 import os
 import platform
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Final
 
 MEASURED_CORE: Final = 0
-"""The core of the measured process, which runs there alone, if a figure is for one core."""
+"""The core on which only the measured process runs."""
 
 OTHER_CORE: Final = 1
 """The core for all other processes."""
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _FIRST_TIME: Final = 11
-"""The place of utime, stime, cutime and cstime after the name in /proc/PID/stat."""
+"""The place of the first of four times in /proc/PID/stat, counted after the name: utime, stime, cutime and cstime."""
 
 
 def described() -> str:
-    """Return processor, memory, system and Python in one line."""
+    """Return the processor, memory, system and Python version as one line."""
     gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = f"{os.cpu_count()} cores"
     return ", ".join(
@@ -35,12 +35,12 @@ def described() -> str:
 
 
 def load_average() -> float:
-    """Return how many processes needed a core in the last minute."""
+    """Return the average number of processes that needed a core in the last minute."""
     return os.getloadavg()[0]
 
 
 def resident_mebibytes(process: int) -> float:
-    """Return a process's memory in RAM, including shared memory; NaN if there is no /proc."""
+    """Return the resident memory of a process in MiB, including shared memory. Without /proc, return NaN."""
     with suppress(OSError):
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -53,13 +53,16 @@ def lives(process: int) -> bool:
 
 
 def pin(process: int, core: int) -> None:
-    """Run all threads of a process, and the threads that they will start, on one core."""
+    """Let all threads of a process run only on one core. This includes threads that they start later."""
     for thread in Path(f"/proc/{process}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
 
 
 def cpu_seconds(data_dir: Path) -> dict[str, float]:
-    """Return the processor time of the server of a data folder, and of its PostgreSQL; nothing if there is no /proc."""
+    """Return the processor time of the server with this data folder, by part: PostgreSQL, and all other processes.
+
+    Without /proc, the dictionary is empty.
+    """
     seconds: defaultdict[str, float] = defaultdict(float)
     for process in Path("/proc").glob("[0-9]*"):
         if _works_for(process, data_dir):
@@ -68,7 +71,7 @@ def cpu_seconds(data_dir: Path) -> dict[str, float]:
 
 
 def cpu_seconds_of(process: int) -> float:
-    """Return the processor time of one process; 0 if there is no /proc."""
+    """Return the processor time of one process in seconds. Without /proc, return 0."""
     return _cpu_seconds(Path(f"/proc/{process}"))
 
 
@@ -86,7 +89,7 @@ def _works_for(process: Path, data_dir: Path) -> bool:
 
 
 def _cpu_seconds(process: Path) -> float:
-    """Return the time of a process and of its children that have ended."""
+    """Return the processor time of a process and of its ended children, in seconds."""
     with suppress(OSError):
         fields = (process / "stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[_FIRST_TIME : _FIRST_TIME + 4])) / _TICKS

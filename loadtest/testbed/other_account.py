@@ -1,4 +1,7 @@
-"""Files and processes of programs that refuse to run as root. Under root, they get PostgreSQL's account."""
+"""Files and processes of programs that refuse to run as root.
+
+If the present user is root, these programs run under the account of PostgreSQL.
+"""
 
 import os
 import subprocess
@@ -9,7 +12,10 @@ from nexmdm.standalone import postgres_account
 
 
 def prepare(folder: Path, *programs: Path) -> None:
-    """Make a folder, and give the account that will use it access to the folder and to these programs."""
+    """Create a folder that belongs to the account of PostgreSQL if the present user is root.
+
+    Let this account run `programs`.
+    """
     account = postgres_account.account_for(folder)
     postgres_account.give(folder, account)
     for path in (folder / "any", *programs):
@@ -17,7 +23,7 @@ def prepare(folder: Path, *programs: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that only its folder's owner, and root, can read."""
+    """Write a file that only root and the owner of its folder can read."""
     path.touch(mode=0o600)
     path.write_text(text)
     if (account := postgres_account.account_for(path.parent)) is not None:
@@ -25,7 +31,10 @@ def write(path: Path, text: str) -> None:
 
 
 def subprocess_arguments(folder: Path) -> dict[str, Any]:
-    """Return the arguments that make a subprocess run in a folder, as its owner, with no input and no terminal."""
+    """Return the arguments with which a subprocess runs in `folder`, as the owner of `folder`.
+
+    The subprocess gets no input and no terminal.
+    """
     account = postgres_account.account_for(folder)
     identity = {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
     return {

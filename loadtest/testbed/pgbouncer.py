@@ -1,4 +1,4 @@
-"""Our own PgBouncer in front of a PostgreSQL, as providers run one."""
+"""A PgBouncer in front of a PostgreSQL, as hosting providers run it."""
 
 import os
 import shutil
@@ -22,21 +22,20 @@ _START_SECONDS: Final = 10
 
 
 class PgbouncerFailed(RuntimeError):
-    """PgBouncer did not start; the message contains its output."""
+    """PgBouncer is not installed or did not start. The message contains the reason."""
 
 
 def program() -> str | None:
-    """Return the path of PgBouncer; None if it is not installed."""
+    """Return the path of PgBouncer, or None if it is not installed."""
     return shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
 
 
 @contextmanager
 def pooling(folder: Path, url: str, pool_mode: PoolMode, **settings: str) -> Iterator[str]:
-    """Run a PgBouncer in front of the PostgreSQL of this URL; yield the pooler's URL. It ends with the block.
+    """Run a PgBouncer in front of the PostgreSQL of `url`, until the end of the block. Yield the URL of the PgBouncer.
 
-    It serves all databases of the server.
-
-    This PgBouncer refuses every startup parameter that it does not track, including `options`, as by default.
+    The PgBouncer serves all databases of this PostgreSQL. It refuses startup parameters that it does not track, for
+    example `options`. This is the default of PgBouncer. `settings` are further settings of PgBouncer.
     """
     parts = conninfo_to_dict(url)
     port = free_port()

@@ -1,4 +1,7 @@
-"""A primary with one synchronous standby: committed data is on both, so that one of them can be lost."""
+"""A primary and its synchronous standby.
+
+A commit waits until both servers have its data. So no commit is lost if one server is lost.
+"""
 
 from typing import Self
 
@@ -6,17 +9,17 @@ from loadtest.testbed.postgres_servers import Mode, PostgresFailed, PostgresServ
 
 
 class PostgresPair:
-    """Two servers. One of them is the primary, and the other one is its standby or is stopped."""
+    """Two PostgreSQL servers. One is the primary. The second server is its standby, or is stopped."""
 
     def __init__(self, primary: PostgresServer, standby: PostgresServer) -> None:
-        """Take a primary and its standby, and let commits wait for the standby."""
+        """Use two running servers, of which `standby` follows `primary`. From now on, commits wait for the standby."""
         self.primary = primary
         self.standby = standby
         self._protect()
 
     @classmethod
     def made_by(cls, servers: PostgresServers, **settings: str) -> Self:
-        """Create both servers with these settings."""
+        """Create both servers with these settings of PostgreSQL."""
         primary = servers.primary("one", **settings)
         return cls(primary, servers.standby_of(primary, "two", **settings))
 
@@ -27,7 +30,7 @@ class PostgresPair:
 
     @property
     def writable_url(self) -> str:
-        """The address of both servers for libpq, which finds the server that accepts writes."""
+        """An address for libpq. libpq tries both servers, and uses the server that accepts writes."""
         return f"{self.url}?target_session_attrs=read-write&connect_timeout=5"
 
     def lose_primary(self, mode: Mode) -> None:
@@ -35,12 +38,12 @@ class PostgresPair:
         self.primary.stop(mode)
 
     def promote_standby(self) -> None:
-        """Make the standby the primary. No commit waits for a standby until rejoin()."""
+        """Make the standby the primary. Until `rejoin`, commits wait for no standby."""
         self.standby.promote()
         self.primary, self.standby = self.standby, self.primary
 
     def rejoin(self) -> None:
-        """Bring the former primary back as standby, and let commits wait for it."""
+        """Start the old primary as the standby. From now on, commits wait for the standby."""
         self.standby.stop()
         self.standby.configure(synchronous_standby_names="", default_transaction_read_only="off")
         try:

@@ -1,7 +1,7 @@
-"""Our own PostgreSQL servers over TCP: a primary, its standbys, and their changes of role.
+"""PostgreSQL servers that tests start: a primary, its standbys, and their changes of role.
 
-The programs are those of the embedded PostgreSQL. If root starts them, they run under another account. Each server is a
-child of this process, so that its end is noticed immediately.
+The servers accept TCP connections. Their programs are the programs of the embedded PostgreSQL. If the present user is
+root, they run under another account. Each server is a child of this process.
 """
 
 import os
@@ -22,7 +22,7 @@ from loadtest.testbed.loopback import LOOPBACK, free_port
 from nexmdm.standalone import embedded_postgres
 
 NAME: Final = "nexmdm"
-"""The database, and the role that owns it and has no other rights."""
+"""The name of the database, and of the role that owns it. This role has no other rights."""
 
 SUPERUSER: Final = "postgres"
 WAIT_SECONDS: Final = 60
@@ -53,36 +53,36 @@ _SIGNALS: Final = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "kill": s
 
 
 class PostgresFailed(RuntimeError):
-    """One of PostgreSQL's programs failed, or did not end in time; the message contains the end of its output."""
+    """A program of PostgreSQL failed, or did not end in time. The message contains the end of its output."""
 
 
 class PostgresServers:
-    """Servers in one folder, which all end with the block."""
+    """A maker of PostgreSQL servers, whose files are in one folder. All servers stop at the end of the block."""
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        """`durable=False` switches fsync off: for tests, which need not survive a crash of the machine."""
+        """If `durable` is False, fsync is off, and a crash of the machine may damage the servers."""
         self._folder = folder
         self._durable = durable
         self._passwords = {NAME: secrets.token_hex(16), SUPERUSER: secrets.token_hex(16)}
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        """Make the folder; start no server yet."""
+        """Create the folder. No server starts yet."""
         self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """Stop all servers immediately."""
+        """Stop all servers in the mode `immediate`."""
         self._running.close()
 
     def primary(self, name: str, **settings: str) -> "PostgresServer":
-        """Create a server with an empty database and start it."""
+        """Create and start a server with an empty database."""
         server = self._new(name, settings)
         server.create()
         return server
 
     def standby_of(self, primary: "PostgresServer", name: str, **settings: str) -> "PostgresServer":
-        """Create a server by a base backup of `primary`; return when it follows `primary`."""
+        """Create and start a standby by a base backup of `primary`. Return when the standby follows `primary`."""
         server = self._new(name, settings)
         server.follow_anew(primary)
         return server
@@ -95,10 +95,10 @@ class PostgresServers:
 
 
 class PostgresServer:
-    """One server. PostgresServers creates it, and stops it at the end."""
+    """One PostgreSQL server, which PostgresServers creates and finally stops."""
 
     def __init__(self, folder: Path, passwords: Mapping[str, str], settings: Mapping[str, str]) -> None:
-        """Choose a port. Nothing is started."""
+        """Choose a free port. No process starts yet."""
         self.name = folder.name
         self.port = free_port()
         self._folder = folder
@@ -109,16 +109,16 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        """The address of the database, for the role that owns it."""
+        """The address of the database for the role that owns it."""
         return url_of(self)
 
     def url_through(self, port: int) -> str:
-        """Return the address of the database through a program that listens on this port of 127.0.0.1."""
+        """Return the address of the database through a proxy on `port` of 127.0.0.1."""
         return f"postgresql://{NAME}:{self.password}@{LOOPBACK}:{port}/{NAME}"
 
     @property
     def pid(self) -> int:
-        """The process id of the server's postmaster."""
+        """The process id of the postmaster."""
         assert self._process is not None
         return self._process.pid
 
@@ -128,7 +128,7 @@ class PostgresServer:
         return self._passwords[NAME]
 
     def create(self) -> None:
-        """Create the cluster, start it, and create role and database."""
+        """Create the cluster, start the server, and create the role and the database."""
         other_account.prepare(self._folder, embedded_postgres.binaries() / "postgres")
         given = self._folder / "password"
         other_account.write(given, self._passwords[SUPERUSER])
@@ -139,7 +139,7 @@ class PostgresServer:
         self.execute(f"CREATE DATABASE {NAME} OWNER {NAME}")
 
     def start(self) -> None:
-        """Start the server; return when it accepts connections, as primary or as standby."""
+        """Start the server as a primary or as a standby. Return when it accepts connections."""
         self._write_settings()
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -151,7 +151,10 @@ class PostgresServer:
         self._until(self._is_ready, "take connections")
 
     def stop(self, mode: Mode = "fast") -> None:
-        """Stop the server (`kill`: by SIGKILL of the postmaster), and wait until its last process has ended."""
+        """Stop the server, and wait until all its processes have ended.
+
+        The mode `kill` sends SIGKILL to the postmaster.
+        """
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -165,7 +168,7 @@ class PostgresServer:
         self._until(self._is_gone, "end")
 
     def promote(self) -> None:
-        """Make a standby the primary; return when it accepts writes."""
+        """Make this standby the primary. Return when it accepts writes."""
         if self.execute("SELECT pg_promote(true, %s)", WAIT_SECONDS) != (True,):
             raise PostgresFailed(f"{self.name} was not promoted: {self._last_words()}")
         self._until(lambda: not self.is_standby(), "take writes")
@@ -175,10 +178,10 @@ class PostgresServer:
         return bool(self.execute("SELECT pg_is_in_recovery()") == (True,))
 
     def configure(self, **settings: str) -> None:
-        """Change settings, and return when new sessions have them. A running server must not need a restart for them.
+        """Change settings. If the server runs, return when new sessions have the settings.
 
-        Old sessions get the new settings before their next statement. Raises PostgresFailed if PostgreSQL refuses a
-        setting.
+        Old sessions get the settings before their next statement. Do not change a setting that needs a restart. Raises
+        PostgresFailed if PostgreSQL refuses a setting.
         """
         self._settings.update(settings)
         if self._process is None:
@@ -191,7 +194,10 @@ class PostgresServer:
             raise PostgresFailed(f"{self.name} refuses a setting: {refused}")
 
     def follow_anew(self, primary: "PostgresServer") -> None:
-        """Make this server a standby by a new base backup, whatever its state; start it, and return when it streams."""
+        """Make this server a standby by a new base backup, whatever its state is.
+
+        Return when the server streams from `primary`.
+        """
         self.stop()
         other_account.prepare(self._folder, embedded_postgres.binaries() / "postgres")
         if self._data.exists():
@@ -202,7 +208,7 @@ class PostgresServer:
         self.until_it_streams_from(primary)
 
     def rejoin(self, primary: "PostgresServer") -> None:
-        """Make a former primary a standby of the new primary, by pg_rewind, and start it."""
+        """Make this former primary a standby of the new primary by pg_rewind. Return when it streams from `primary`."""
         self.stop()
         # The new primary writes its new timeline into its control file only at its first checkpoint.
         primary.execute("CHECKPOINT")
@@ -212,27 +218,28 @@ class PostgresServer:
         self.until_it_streams_from(primary)
 
     def until_it_streams_from(self, primary: "PostgresServer") -> None:
-        """Return when this server has stored everything that `primary` has written so far, and continues to stream."""
+        """Wait until this server has stored all present data of `primary`, and streams from `primary`."""
         end = primary.execute("SELECT pg_current_wal_lsn()")
         statement = "SELECT FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming' "
         caught_up = statement + "AND flush_lsn >= %s::pg_lsn"
         self._until(lambda: primary.execute(caught_up, self.name, *end) is not None, f"follow {primary.name}")
 
     def execute(self, statement: str, *parameters: Any) -> Any:
-        """Run a statement as superuser over a separate connection; return its first row, if it has one."""
+        """Run a statement as superuser over a new connection. Return its first row, or None if it has no row."""
         with psycopg.connect(self.superuser_url, autocommit=True, connect_timeout=10) as connection:
             cursor = connection.execute(statement, parameters)
             return cursor.fetchone() if cursor.description is not None else None
 
     @property
     def superuser_url(self) -> str:
-        """The address for the superuser, also for replication."""
+        """The address for the superuser, which is also the address for replication."""
         return f"postgresql://{SUPERUSER}:{self._passwords[SUPERUSER]}@{LOOPBACK}:{self.port}/{SUPERUSER}"
 
     @property
     def _config(self) -> Path:
-        """The file of the server's settings. It is outside the cluster, because base backup and rewind copy the
-        cluster.
+        """The file of the server's settings.
+
+        It must not be in the cluster, because a base backup and pg_rewind copy the cluster.
         """
         return self._folder / "server.conf"
 
@@ -241,7 +248,7 @@ class PostgresServer:
         other_account.write(self._config, text)
 
     def _run_safely(self, program: str, *arguments: str) -> None:
-        """Run a program that copies a cluster; it syncs the written files if this server is durable."""
+        """Run a program that copies a cluster. If fsync is off, the program does not sync its files."""
         self._run(program, *arguments, *(["--no-sync"] if self._settings.get("fsync") == "off" else []))
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -257,7 +264,10 @@ class PostgresServer:
             raise PostgresFailed(f"{program} failed for {self.name}: {done.stdout}{done.stderr}")
 
     def _is_ready(self) -> bool:
-        """Return whether the pid file's last line shows a ready postmaster ("Postmaster pid file format")."""
+        """Return whether the last line of the pid file shows that the postmaster is ready.
+
+        PostgreSQL's source describes this file under "Postmaster pid file format".
+        """
         assert self._process is not None
         if self._process.poll() is not None:
             raise PostgresFailed(f"{self.name} stopped before it was ready: {self._last_words()}")
@@ -281,7 +291,7 @@ class PostgresServer:
 
 
 def url_of(*servers: PostgresServer) -> str:
-    """Return one address of the database for several servers, which libpq tries in this order."""
+    """Return one address for several servers. libpq tries the servers in this order."""
     addresses = ",".join(f"{LOOPBACK}:{server.port}" for server in servers)
     return f"postgresql://{NAME}:{servers[0].password}@{addresses}/{NAME}"
 

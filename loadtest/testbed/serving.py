@@ -1,4 +1,4 @@
-"""Our own server: `manage.py serve` as a process on a free port, with its own data folder."""
+"""A server that a test starts: `manage.py serve` as a process, on a free port and with a separate data folder."""
 
 import os
 import re
@@ -19,7 +19,7 @@ SERVE: Final = (sys.executable, MANAGE, "serve")
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Return when the condition is true. Raises TimeoutError after a minute."""
+    """Wait until `condition` is true. Raises TimeoutError after 60 s."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         if time.monotonic() >= deadline:
@@ -28,10 +28,13 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 class Serving:
-    """A `manage.py serve` on a free port of 127.0.0.1; `settings` are environment variables for it."""
+    """A process of `manage.py serve` on a free port of 127.0.0.1."""
 
     def __init__(self, data_dir: Path, program: Sequence[str] = SERVE, **settings: str) -> None:
-        """Start the server, by another program if one is given. The output goes to a file next to the data folder."""
+        """Start the server. `settings` are additional environment variables.
+
+        `program` replaces the usual command. The output goes to a file next to the data folder.
+        """
         self.data_dir = data_dir
         self._output = data_dir.parent / "output"
         self.environment = {
@@ -50,34 +53,35 @@ class Serving:
 
     @property
     def said(self) -> str:
-        """The output of `serve` so far."""
+        """The output of the server so far."""
         return self._output.read_text()
 
     @property
     def url(self) -> str:
-        """The address of the server, once the output has shown the address."""
+        """The address of the server. The server must have printed it."""
         return str(re.findall(r"ready: (\S+)", self.said)[-1])
 
     @property
     def secrets(self) -> dict[str, str]:
-        """The secrets that the server generated, or that were generated for the server."""
+        """The secrets in the data folder of the server, by the name of their setting."""
         lines = (self.data_dir / "secrets.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def database_url(self) -> str:
-        """Return the address of the server's PostgreSQL: the embedded PostgreSQL, unless another address was given."""
+        """Return the address of the server's PostgreSQL: DATABASE_URL if it is set, or the embedded PostgreSQL."""
         if given := self.environment.get("DATABASE_URL"):
             return given
         program = [sys.executable, MANAGE, "postgres", "url"]
         return subprocess.run(program, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
 
     def admin(self) -> FleetClient:
-        """Return a client of an admin of this server. Close the client after use."""
+        """Return a client of an admin of this server. The caller must close the client."""
         return FleetClient(self.url, key=self.secrets["ADMIN_KEY"], secret=self.secrets["HMAC_SECRET"])
 
     def until_it_says(self, text: str) -> "Serving":
-        """Return when the server has printed this text. Raises RuntimeError with the output if the server ends
-        before.
+        """Wait until the server has printed `text`, and return this object.
+
+        Raises RuntimeError, with the output of the server, if the server ends first.
         """
         wait_for(lambda: text in self.said or self.process.poll() is not None)
         if text not in self.said:
@@ -85,8 +89,9 @@ class Serving:
         return self
 
     def start(self, command: str, *, until_it_says: str) -> subprocess.Popen[bytes]:
-        """Start another management command with the same environment; return when that command has printed this
-        text.
+        """Start another command of manage.py with the environment of the server.
+
+        Return when it has printed `until_it_says`.
         """
         path = self.data_dir.parent / f"output-{command}"
         with path.open("wb") as output:
@@ -101,23 +106,24 @@ class Serving:
         return process
 
     def manage(self, *command: str, **settings: str) -> None:
-        """Run another management command to its end, with additions to the same environment. Raises
-        CalledProcessError.
+        """Run another command of manage.py with the environment of the server and `settings`. Return when it has ended.
+
+        Raises CalledProcessError if the command fails.
         """
         environment = {**self.environment, **settings}
         subprocess.run([sys.executable, MANAGE, *command], env=environment, check=True, capture_output=True)
 
     def interrupt(self) -> int:
-        """Do what Ctrl-C does, signal the whole process group, and return the exit status."""
+        """Send SIGINT to all processes of the server, as Ctrl-C does. Return the exit status."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(WAIT_SECONDS)
 
     def kill(self) -> None:
-        """Kill only this process."""
+        """Kill only the process of `serve`. Its parts are not killed."""
         self.process.kill()
         self.process.wait()
 
     def child(self, name: str) -> int:
-        """Return the process id of the server's part with this name."""
+        """Return the process id of the part with this name, such as `web-1`."""
         return int(re.findall(rf'"name":"{name}","pid":(\d+)', self.said)[-1])

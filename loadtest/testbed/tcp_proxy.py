@@ -1,7 +1,7 @@
-"""A TCP proxy on loopback that can break connections as a network does: it cuts, freezes or forgets them.
+"""A TCP proxy on loopback that disturbs connections as a network does: it cuts, freezes or forgets them.
 
-The proxy runs in its own thread, so that synchronous code can use it. When the call of an order returns, the order has
-taken effect.
+The proxy runs in a separate thread, so synchronous code can use it. When a method returns, the proxy has already
+changed its behaviour.
 """
 
 import asyncio
@@ -17,20 +17,23 @@ from loadtest.testbed.loopback import LOOPBACK
 R = TypeVar("R")
 
 _RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER with no time to linger: close() then sends RST (socket(7))."""
+"""A value of SO_LINGER. With this value, close() sends a TCP reset (RST), as socket(7) describes."""
 
 _OPEN_SECONDS: Final = 1
-"""The time within which a connection to the target must open; after that, reset() gives up the connection."""
+"""The longest time that a reset waits for a connection to the target that is being opened."""
 
 
 class TcpProxy:
-    """Accepts on `port` of 127.0.0.1 and forwards to a port there; use it as a context manager.
+    """A TCP proxy that accepts connections on `port` of 127.0.0.1, and forwards data to another port there.
 
-    There is no limit on the data that it keeps, because tests send little data during a freeze.
+    Use the proxy as a context manager. There is no limit on the data that the proxy keeps during a freeze.
     """
 
     def __init__(self, target: int) -> None:
-        """Reserve the port; accept connections once the block is entered."""
+        """Reserve a port.
+
+        The proxy accepts no connections before the block begins. `target` is the port to forward to.
+        """
         self._target = target
         self._frozen = False
         self._links: set[_Link] = set()
@@ -41,7 +44,7 @@ class TcpProxy:
         self.port: int = self._socket.getsockname()[1]
 
     def __enter__(self) -> Self:
-        """Accept connections and forward them."""
+        """Begin to accept and forward connections."""
         self._thread.start()
         self._do(self._listen)
         return self
@@ -56,11 +59,11 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """The number of open connections of clients, including forgotten ones."""
+        """The number of open connections of clients, including forgotten connections."""
         return self._do(self._count)
 
     def point_to(self, target: int) -> None:
-        """Forward new connections to another port; open connections keep their port."""
+        """Forward new connections to the port `target`. Open connections keep their port."""
 
         async def point() -> None:
             self._target = target
@@ -68,11 +71,11 @@ class TcpProxy:
         self._do(point)
 
     def cut(self) -> None:
-        """Reset all connections and refuse new ones, until restore()."""
+        """Reset all connections. Refuse new connections until `restore`."""
         self._do(self._cut)
 
     def freeze(self) -> None:
-        """Accept, read and keep, but forward nothing in either direction, until thaw()."""
+        """Accept connections and read their data, but forward nothing until `thaw`."""
 
         async def freeze() -> None:
             self._frozen = True
@@ -80,9 +83,9 @@ class TcpProxy:
         self._do(freeze)
 
     def forget(self) -> None:
-        """Forward nothing more of the connections that are open now, not even their end; neither side notices this.
+        """Forward nothing more of the present connections, not even their end. Neither side gets an error.
 
-        A router that has lost its table has the same effect: new connections work.
+        New connections work. A router that has lost its table of connections has this effect.
         """
 
         async def forget() -> None:
@@ -92,7 +95,7 @@ class TcpProxy:
         self._do(forget)
 
     def restore(self) -> None:
-        """Forward again, first the kept data; accept again."""
+        """Forward the kept data and all new data. Accept new connections again."""
         self._do(self._restore)
 
     thaw = restore
@@ -136,7 +139,7 @@ class TcpProxy:
 
 
 def _bound(port: int) -> socket.socket:
-    """Return a socket that reserves a port and does not listen: connections to it are refused."""
+    """Return a socket that reserves a port and does not listen. So connections to this port are refused."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((LOOPBACK, port))
@@ -144,7 +147,10 @@ def _bound(port: int) -> socket.socket:
 
 
 class _Link:
-    """A client's connection, and the connection to the target, which is opened when data may be forwarded."""
+    """A client's connection, and the connection to the target.
+
+    The second connection opens when data may be forwarded.
+    """
 
     def __init__(
         self,
@@ -162,7 +168,9 @@ class _Link:
         self.forgotten = False
 
     def forward(self) -> None:
-        """Forward the data that each side has received, and the close of its connection, unless these must be kept."""
+        """Forward the received data and the end of each connection, unless the proxy is frozen or the link is
+        forgotten.
+        """
         if self.forgotten or self._is_frozen():
             return
         if self._opening is None:
@@ -175,7 +183,7 @@ class _Link:
             self._ended(self)
 
     async def reset(self) -> None:
-        """Reset both connections, including a connection that is just being opened."""
+        """Reset both connections. If the connection to the target is being opened, wait for it first."""
         if self._opening is not None and not self._opening.done():
             await asyncio.wait([self._opening], timeout=_OPEN_SECONDS)
             self._opening.cancel()
@@ -194,8 +202,6 @@ class _Link:
 
 
 class _End(asyncio.Protocol):
-    """One of the two connections of a link."""
-
     def __init__(self, link: _Link) -> None:
         self._link = link
         self._kept: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The testbed of a run: a running server, or a new server with a fake FCM; and its fleet."""
+"""The server of a run, and its fleet. The server runs already, or is started here together with a fake FCM."""
 
 import os
 import subprocess
@@ -19,10 +19,11 @@ from nexmdm.client.http_client import FleetClient
 from nexmdm.config import named_admins, secrets_file
 
 MOST_REGISTERED: Final = 1000
-"""A larger fleet is seeded into the database: registrations cost a bcrypt hash each."""
+"""A larger fleet is seeded into the database, because each registration needs a bcrypt hash."""
 
 SHORTEST_INTERVAL_SECONDS: Final = 5
-"""The shortest HEARTBEAT_INTERVAL_SECONDS of a server; phones that must be faster choose their own interval."""
+"""The smallest allowed HEARTBEAT_INTERVAL_SECONDS of a server. Phones with a shorter interval must choose it
+themselves."""
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _UNSET: Final = (
@@ -30,21 +31,27 @@ _UNSET: Final = (
     "HMAC_SECRET", "HMAC_SECRET_PREVIOUS", "COMMAND_SIGNING_KEY", "COMMAND_SIGNING_KEY_PREVIOUS", "METRICS_TOKEN",
     "TRUSTED_PROXIES",
 )  # fmt: skip
-"""Variables of the environment that the test's server does not get, so that no load reaches a database in use."""
+"""Environment variables that the server of a test does not get. So no load reaches a database that is in use."""
 
 
 BEHIND_A_POOLER: Final[ContextVar[bool]] = ContextVar("behind_a_pooler", default=False)
-"""Whether our own servers have a PostgreSQL behind a PgBouncer that pools transactions, instead of the embedded one."""
+"""Whether the servers of tests use a PostgreSQL with a PgBouncer in front of it, which pools transactions. If False,
+the servers use the embedded PostgreSQL."""
 
 
 class NotSeeded(Exception):
-    """The fleet was not seeded: a large one needs the server's own database settings."""
+    """The fleet was not seeded. Seeding needs the settings of the server that uses the database."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerUnderTest:
-    """A server with its admin, and the interval that phones get. A server of our own also has its process and its fake
-    FCM.
+    """A server for a run, with its admin.
+
+    - `interval_seconds`: the heartbeat interval that phones get.
+    - `described`: the description of the server for the report.
+    - `serving`: the process of the server; None: the server was not started here.
+    - `journal`: the file of the fake FCM; None: there is no fake FCM.
+    - `standin`: the process id of the fake FCM; None: there is no fake FCM.
     """
 
     admin: FleetClient
@@ -65,9 +72,10 @@ def started(
     answer_ms: int = 0,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[ServerUnderTest]:
-    """Start a server with this data folder, and what it needs in `folder`; both end with the block.
+    """Run a server with this data folder, and a fake FCM. Both stop at the end of the block.
 
-    `answer_ms` is the time that the fake FCM takes for each answer. `settings` are more environment variables.
+    The files of the fake FCM are in `folder`. `answer_ms` is the delay of each of its answers. `settings` are
+    additional environment variables.
     """
     interval = max(SHORTEST_INTERVAL_SECONDS, interval_seconds)
     limits = {
@@ -86,9 +94,9 @@ def started(
 
 @contextmanager
 def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
-    """Run a server with these settings, ready; it ends with the block.
+    """Run a server with this data folder until the end of the block. Yield the server when it is ready.
 
-    If the settings contain a DATABASE_URL, secrets are made for the server, because it then generates none.
+    If `settings` contain DATABASE_URL, the server also gets generated secrets, because it generates none in this case.
     """
     with _database(data_dir.parent, settings) as database:
         settings = database | settings
@@ -103,7 +111,10 @@ def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
 
 @contextmanager
 def _database(folder: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Return the settings of a separate database, if the server has none and must not use the embedded one."""
+    """Yield the settings of a PostgreSQL with a PgBouncer in front of it.
+
+    If the server has a database already, or needs no PgBouncer, yield no settings.
+    """
     if "DATABASE_URL" in settings or not BEHIND_A_POOLER.get():
         yield {}
         return
@@ -121,7 +132,7 @@ def _described(database: str) -> str:
 
 @contextmanager
 def standin(folder: Path, answer_ms: int = 0) -> Iterator[tuple[int, dict[str, str]]]:
-    """Run the fake FCM; yield its process, and the settings by which a server finds it."""
+    """Run a fake FCM until the end of the block. Yield its process id, and the settings with which a server uses it."""
     journal, account = folder / "journal", folder / "account.json"
     journal.touch()
     files = ["--journal", str(journal), "--credentials", str(account)]
@@ -136,9 +147,10 @@ def standin(folder: Path, answer_ms: int = 0) -> Iterator[tuple[int, dict[str, s
 
 
 def enroll_fleet(testbed: ServerUnderTest, count: int, path: Path, watch: Callable[[], None]) -> int:
-    """Provide this number of phones that the server knows, write their credentials, and return their interval.
+    """Register or seed `count` phones, and write their credentials to `path`. Return their heartbeat interval in
+    seconds.
 
-    `watch` is called for each phone that registers. Raises NotSeeded, and the errors of enrol().
+    `watch` is called after each registration. Raises NotSeeded, and the errors of `enrol`.
     """
     if count > MOST_REGISTERED:
         environment = testbed.serving.environment if testbed.serving else None
@@ -152,9 +164,9 @@ def enroll_fleet(testbed: ServerUnderTest, count: int, path: Path, watch: Callab
 
 
 def seed(environment: Mapping[str, str] | None, count: int, path: Path, *, with_push_tokens: bool) -> None:
-    """Write this number of phones into a server's database, and their credentials into the file `path`.
+    """Seed `count` phones into the database of a server, and write their credentials to `path`.
 
-    `environment` is the environment of that server; None means ours. Raises NotSeeded.
+    `environment` contains the settings of this server. None means the environment of this process. Raises NotSeeded.
     """
     pushed = ["--push-tokens"] if with_push_tokens else []
     seeding = [sys.executable, "-m", "loadtest.fleet", "--devices", str(count), "--roster", str(path), *pushed]

@@ -1,1 +1,1 @@
-"""The promises of NexMDM, each one tested: `python -m loadtest.trust`."""
+"""The promises of NexMDM, each with its tests: `python -m loadtest.trust`."""

@@ -1,8 +1,8 @@
-"""The promises of NexMDM and their tests: `python -m loadtest.trust`, or `make trust`.
+"""Test the promises of NexMDM: `python -m loadtest.trust`, or `make trust`.
 
-The program prints a table: each promise, how it was tested, the measured figure, and whether it was kept. For some
-promises there are tests, which run here with many more examples. For the others there are trials against real servers.
-The exit status is 0 only if all promises were kept.
+The program prints a table: each promise, how it was tested, the measured figure, and whether it was kept. The tests of
+some promises are in `tests/`, and run here with many more examples. The tests of all other promises are trials against
+real servers. The exit status is 0 only if all promises were kept.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from loadtest.trust.trials.testrun import Case, HeldByTests
 
 NOT_HELD: Final = "NOT HELD"
 PLAIN_WIDTH: Final = 160
-"""The width of the table if the output is not a terminal."""
+"""The width of the table if the output is not a terminal, in characters."""
 
 _SIGNING: Final = "tests/auth/test_signing.py"
 _REGISTER: Final = "tests/devices/test_register.py"
@@ -36,7 +36,11 @@ _CREDENTIALS: Final = "tests/devices/test_credentials.py"
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """Promises of one kind, tested by tests and by trials."""
+    """Promises of one kind.
+
+    - `tested`: promises that have tests in `tests/`.
+    - `trials`: functions that test further promises against real servers.
+    """
 
     name: str
     tested: Sequence[HeldByTests] = ()
@@ -193,7 +197,7 @@ CHAPTERS: Final = (
 
 
 def main() -> int:
-    """Run the chosen chapters, print the table, and return 0 if all promises were kept."""
+    """Test the promises of the chosen chapters, and print a table. Return 0 if all promises were kept, else 1."""
     chapters, pooler = _chosen()
     testbed.BEHIND_A_POOLER.set(pooler)
     console, began_at = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH), time.monotonic()
@@ -251,10 +255,10 @@ def _findings(
 
 
 def tried(trial: Trial, folder: Path) -> Iterator[Finding]:
-    """Yield the findings of a trial; an error that ends the trial is a finding too."""
+    """Yield the findings of a trial. If an error ends the trial, yield a finding about this error."""
     try:
         yield from trial(folder)
-    except Exception as error:  # noqa: BLE001  (the other trials are still to come)
+    except Exception as error:  # noqa: BLE001  (the other trials must still run)
         promise = (sys.modules[trial.__module__].__doc__ or "").partition("\n")[0]
         yield Finding(promise, "ended with an error", f"{type(error).__name__}: {error}", held=False)
 

@@ -1,5 +1,6 @@
-"""Line charts as SVG text. They have no scripts, and CSS classes for colours, so one picture works in light and
-dark.
+"""Line charts as SVG text.
+
+The charts have no scripts. CSS classes give the colours, so a chart fits light and dark pages.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ WIDTH: Final = 960
 HEIGHT: Final = 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 92, 14, 34
 _APART: Final = 15
-"""The smallest distance between the names at the ends of lines, in pixels."""
+"""The smallest distance between the names of two lines, in pixels."""
 
 _DOTTED_UP_TO: Final = 60
 _STEPS: Final = (1, 2, 5)
@@ -22,7 +23,7 @@ _CLOCK_TICKS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis: its range and its labels. The axis is logarithmic if `is_log`."""
+    """An axis of a chart: its range, and the value and text of each label."""
 
     low: float
     high: float
@@ -38,7 +39,11 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line: its name, the class with its colour, its points, and the tooltip of each point."""
+    """A line of a chart.
+
+    - `look`: the CSS class that gives the line its colour.
+    - `words`: the tooltip of each point.
+    """
 
     name: str
     look: str
@@ -48,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """An upper limit, in the colour of its line."""
+    """A horizontal line for an upper limit. `look` is the CSS class of the line that the limit applies to."""
 
     value: float
     look: str
@@ -57,7 +62,7 @@ class Limit:
 def chart(
     title: str, x: Axis, y: Axis, lines: Sequence[Line], *, limits: Sequence[Limit] = (), shade: float = 0
 ) -> str:
-    """Return a chart. `shade`: the time at which the shaded part ends, which is not measured."""
+    """Return a chart as SVG. The part from 0 to `shade` on the x-axis is shaded, because it is not measured."""
     drawn = [line for line in lines if line.points]
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
@@ -73,7 +78,10 @@ def chart(
 
 
 def logarithmic(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Return the 1-2-5 steps just outside two positive values, and all steps between them."""
+    """Return the ends of a logarithmic axis that contains `low` and `high`, and the labels of this axis.
+
+    All returned values are 1, 2 or 5 times a power of ten. `low` and `high` must be positive.
+    """
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     steps = [step * 10.0**power for power in powers for step in _STEPS]
     first = max((step for step in steps if step <= low * 1.0001), default=steps[0])
@@ -82,7 +90,7 @@ def logarithmic(low: float, high: float) -> tuple[float, float, list[float]]:
 
 
 def linear(high: float) -> tuple[float, list[float]]:
-    """Return a round number for the end of an axis that begins at zero, and four or five values along the axis."""
+    """Return a round number that is not below `high`, and the labels of an axis from zero to this number."""
     rough = max(high, 1e-9) / 4
     power = 10.0 ** floor(log10(rough))
     step = next(step * power for step in (*_STEPS, 10) if step * power >= rough)
@@ -91,7 +99,7 @@ def linear(high: float) -> tuple[float, list[float]]:
 
 
 def clock(seconds: float) -> Axis:
-    """Return an axis of time from the start."""
+    """Return an axis of time from zero to `seconds`, with labels in minutes and seconds."""
     step = next((step for step in _CLOCK_STEPS if seconds / step <= _CLOCK_TICKS), ceil(seconds / _CLOCK_TICKS))
     ticks = [(float(at), f"{at // 60}:{at % 60:02d}") for at in range(0, int(seconds) + 1, step)]
     return Axis(0, seconds, ticks)
@@ -139,7 +147,7 @@ def _line(x: Axis, y: Axis, line: Line) -> str:
 
 
 def _names(y: Axis, lines: Sequence[Line]) -> list[str]:
-    """Write each line's name at its end. Names that would overlap are moved apart."""
+    """Write the name of each line at its right end. Names that would overlap are moved apart."""
     ordered = sorted(lines, key=lambda line: line.points[-1][1])
     places: list[float] = []
     for line in ordered:

@@ -1,5 +1,6 @@
-"""The report of a run: one HTML file that loads no other files, in light or dark colours, as the reader's browser
-prefers.
+"""The report of a run as one HTML file.
+
+The file loads no other files. Its colours are light or dark, as the reader's browser prefers.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ _METHOD: Final = (
 
 
 def page(run: Run, judged: Sequence[Target]) -> str:
-    """Return the report as HTML."""
+    """Return the report of a run as HTML."""
     held = all(target.held for target in judged)
     parts = [
         _header(run, judged, held=held),
@@ -136,8 +137,9 @@ def _latency_over_time(run: Run) -> str:
 
 
 def point_seconds(run: Run) -> int:
-    """Return the seconds that a point of a chart covers: enough for a limited number of points, and for enough
-    heartbeats in each point.
+    """Return how many seconds a point of a chart covers.
+
+    A chart has a limited number of points, and each point covers enough heartbeats.
     """
     rate = run.figures.latencies("heartbeat").count / max(run.load.seconds, 1)
     wanted = max(run.load.seconds / _MOST_POINTS, _FEWEST_IN_A_POINT / max(rate, 0.01))
@@ -145,7 +147,10 @@ def point_seconds(run: Run) -> int:
 
 
 def _spans(run: Run, width: int) -> list[tuple[int, int]]:
-    """Return the spans of a run. The last one includes the remaining seconds."""
+    """Return the seconds at which each point of a chart begins and ends.
+
+    The last point includes the remaining seconds.
+    """
     count = max(1, round(run.load.seconds) // width)
     ends = [width * number for number in range(1, count)] + [ceil(run.load.seconds)]
     return list(zip([0, *ends[:-1]], ends, strict=True))

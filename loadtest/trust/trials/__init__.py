@@ -1,1 +1,1 @@
-"""The trials: one module for each family of attacks or faults."""
+"""The trials. Each module or package has one family of attacks or faults."""

@@ -1,4 +1,4 @@
-"""The background load of a small fleet: heartbeats at an even rate, while a trial runs on the server."""
+"""The heartbeats of a small fleet at an even rate, while a trial disturbs the server."""
 
 import asyncio
 import time
@@ -18,10 +18,10 @@ _CONNECTIONS: Final = 64
 
 
 class BackgroundLoad(RequestLoop):
-    """Heartbeats in an open loop: latency counts from the due time, and a slow server gets no fewer heartbeats.
+    """A client that sends heartbeats in an open loop: a slow server gets as many heartbeats as a fast server.
 
-    The status of each heartbeat contains a growing number. `acknowledged` has, for each phone, the number in the last
-    heartbeat that got 200.
+    Latency counts from the due time. The status of each heartbeat contains a growing number. `acknowledged` contains,
+    by device id, the largest number that the server answered with 200.
     """
 
     def __init__(self, url: str, members: Sequence[Member], *, per_second: float) -> None:
@@ -36,7 +36,7 @@ class BackgroundLoad(RequestLoop):
         self.latencies = Histogram()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send heartbeats for this time, or until end(), await their answers, and return their latencies."""
+        """Send heartbeats for `seconds`, or until `end` is called. Wait for all answers, and return the latencies."""
         self.latencies = Histogram()
         began = time.monotonic()
         first = self._number
@@ -52,7 +52,7 @@ class BackgroundLoad(RequestLoop):
 
     @property
     def sent(self) -> int:
-        """The number of heartbeats."""
+        """The number of heartbeats that were sent."""
         return self._number
 
     def _send(self, due: float) -> None:

@@ -1,4 +1,4 @@
-"""The trial with a wrong application clock, an hour fast or slow. The server must decide by the database's clock."""
+"""If the application's clock is an hour fast or slow, the server decides by the clock of the database."""
 
 import importlib.util
 import os
@@ -27,25 +27,25 @@ from nexmdm.client.http_client import FleetClient, Refused
 HOUR: Final = 3600
 MOST_OFF_SECONDS: Final = 60
 PATIENCE_SECONDS: Final = 90
-"""The delay that a push may have on a busy machine; the error of the wrong clock is much larger."""
+"""The longest delay of a push on a busy machine. The error of the wrong clock is much larger."""
 
 RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
-"""The pause before a push that FCM could not take is sent again: at least 10 s."""
+"""The shortest and the longest allowed pause before a failed push is sent again."""
 
 LEASE_SECONDS: Final = (35, PATIENCE_SECONDS)
-"""The pause before a push of a killed dispatcher is sent again: 45 s from the claim, minus the time of the push to
-FCM."""
+"""The shortest and the longest allowed pause between the first and the second push of a delivery, if the first
+dispatcher is killed. The pause is shorter than the lease of 45 s, because the lease begins before the first push."""
 
 LIFE_SECONDS: Final = (600 - PATIENCE_SECONDS, 600)
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4"}
 
 
 class NoLibrary(Exception):
-    """libfaketime is not installed; without it no process can have a wrong clock."""
+    """libfaketime is not installed. Without libfaketime, no process can have a wrong clock."""
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Run the loop with two servers at the same time: the clock of one is fast, the clock of the other is slow."""
+    """Test two servers in parallel. The clock of one server is fast, and the clock of the second server is slow."""
     library = _library()
     with ThreadPoolExecutor() as threads:
         tried = [
@@ -57,7 +57,7 @@ def trial(folder: Path) -> Iterator[Finding]:
 
 
 def _library() -> str:
-    """Return the path of libfaketime: PyPI's package, or that of the system."""
+    """Return the path of libfaketime, from its package of PyPI or from the system."""
     spec = importlib.util.find_spec("libfaketime")
     folders = [Path(spec.origin).parent] if spec and spec.origin else []
     folders += Path("/usr/lib").glob("*/faketime")
@@ -130,7 +130,7 @@ def _ping(admin: FleetClient, phone: _Phone) -> str:
 
 
 def _without_access(name: str, admin: FleetClient, standin: FcmStandin) -> Finding:
-    """Command a phone while the fake FCM, like Google, refuses the assertions of a wrong clock."""
+    """Send a command to a phone while the fake FCM refuses assertions with a wrong time, as Google does."""
     phone = _Phone.registered(admin, "ok-refused")
     request_id = _ping(admin, phone)
     wait_for(lambda: admin.command(request_id)["push"]["retrying"])
@@ -147,7 +147,7 @@ def _without_access(name: str, admin: FleetClient, standin: FcmStandin) -> Findi
 
 
 def _with_access(name: str, admin: FleetClient, serving: Serving, standin: FcmStandin) -> Finding:
-    """Command phones while the fake FCM accepts the wrong clock. FCM fails once, and a dispatcher is killed."""
+    """Send commands to phones while the dispatcher has an access token. FCM fails once, and a dispatcher is killed."""
     standin.oauth_says = _access(standin)
     _end_dispatcher(serving, signal.SIGTERM)  # A new dispatcher has a closed circuit.
     phones = [_Phone.registered(admin, push_token) for push_token in ("ok-taken", "flaky1-again", "hang-killed")]
@@ -171,7 +171,7 @@ def _with_access(name: str, admin: FleetClient, serving: Serving, standin: FcmSt
 
 
 def _access(standin: FcmStandin) -> str:
-    """Return the answer of the OAuth endpoint to an assertion with correct times."""
+    """Return the answer of the OAuth endpoint to an assertion with a correct time."""
     account, now = standin.service_account(), int(time.time())
     claims = {"iss": account["client_email"], "aud": account["token_uri"], "iat": now, "exp": now + HOUR}
     assertion = jwt.encode(claims, account["private_key"], algorithm="RS256")
@@ -180,14 +180,14 @@ def _access(standin: FcmStandin) -> str:
 
 
 def _end_dispatcher(serving: Serving, how: signal.Signals) -> None:
-    """End the dispatcher, and wait for the next one."""
+    """End the dispatcher with the signal `how`, and wait for the next dispatcher."""
     before = serving.child("dispatch")
     os.kill(before, how)
     wait_for(lambda: serving.child("dispatch") != before)
 
 
 def _sends(standin: FcmStandin, request_id: str, times: int) -> list[Send]:
-    """Wait for this number of pushes of a command, and return them. Raises TimeoutError."""
+    """Wait until `times` pushes of a command have arrived, and return these pushes. Raises TimeoutError."""
     return standin.journal.wait_for(times, PATIENCE_SECONDS, matching=partial(_is_of, request_id))
 
 
@@ -205,7 +205,7 @@ def _ready(admin: FleetClient) -> dict[str, Any]:
 
 
 def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
-    """Run the loop; yield each time value that the server sends, with the correct value."""
+    """Send one request of each kind. Yield each time that the server answers, with the correct Unix time."""
     now = time.time()
     made = admin.post("/admin/enrollment-tokens", {})
     phone = _post(admin.url, "/v1/register", made["enrollment_token"], {"hardware_id": "phone-1"})
@@ -230,7 +230,7 @@ def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
 
 
 def _expires(admin: FleetClient) -> str:
-    """Create a command and an enrollment token with short lifetimes; return their states two seconds later."""
+    """Create a command and an enrollment token that expire after 2 s. Return their states after this time, as text."""
     made = admin.post("/admin/enrollment-tokens", {"expires_in_seconds": 2})
     command = admin.post("/admin/command", {"action": "ping", "target": {"all": True}, "expires_in_seconds": 2})
     path = f"/admin/commands/{command['request_id']}/deliveries"

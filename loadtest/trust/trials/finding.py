@@ -7,7 +7,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A promise, how it was tested, the measured figure, and whether it was kept."""
+    """The result of the test of one promise.
+
+    - `promise`: the promise, in words.
+    - `tried`: how the promise was tested, in words.
+    - `figure`: what was measured, in words.
+    - `held`: whether the promise was kept.
+    """
 
     promise: str
     tried: str
@@ -16,4 +22,5 @@ class Finding:
 
 
 Trial = Callable[[Path], Iterator[Finding]]
-"""A trial gets a folder for the servers that it starts, and yields its findings one by one."""
+"""A function that starts servers, tests promises against them, and yields a finding for each promise. Its argument is
+an empty folder for the servers."""

@@ -1,4 +1,4 @@
-"""The trial of clients that disconnect during a POST /admin/command: either nothing remains, or one whole command."""
+"""If a client disconnects during POST /admin/command, the server carries out the whole command or nothing."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,13 +19,14 @@ from nexmdm.client.http_client import FleetClient
 PHONES: Final = 3
 TARGET: Final = "/admin/command"
 READ_OF_THE_ANSWER: Final = (0, 0, 1, 20, 200)
-"""The part of the answer that a client with a complete request reads before it disconnects."""
+"""The numbers of bytes of the answer that a client reads before it disconnects. They are used in turn, after a complete
+request."""
 
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_READ_RATE_LIMIT": "100000/m"}
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Cut connections after each byte of a command, and while the command is answered."""
+    """Cut connections after each byte of a POST, and while the POST is carried out or answered."""
     with (
         testbed.standin(folder) as (_, fcm),
         testbed.served(folder / "data", **fcm, **SETTINGS) as serving,
@@ -58,7 +59,7 @@ def trial(folder: Path) -> Iterator[Finding]:
 
 
 def _cut(admin: FleetClient) -> tuple[int, list[bytes]]:
-    """Disconnect after each byte, then during the answer. Return the numbers of incomplete and of complete requests."""
+    """Cut connections. Return the number of incomplete POSTs, and the bytes of each complete POST."""
     length = len(_request(admin, "incomplete 0000"))
     moments = [(size, politely) for size in range(length) for politely in (True, False)]
     for number, (size, politely) in enumerate(moments):
@@ -80,7 +81,7 @@ def _request(admin: FleetClient, note: str) -> bytes:
 
 
 def _settled(admin: FleetClient) -> dict[str, list[dict[str, Any]]]:
-    """Return the commands by note, once every push was sent."""
+    """Wait until no push is waiting, and return the commands by their note."""
     found: dict[str, list[dict[str, Any]]] = {}
 
     def pushed() -> bool:

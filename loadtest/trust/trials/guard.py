@@ -1,4 +1,7 @@
-"""The trial of the guard over real sockets: clients that send too much, too slowly or nothing; a stop under load."""
+"""Clients that send too much, too slowly or nothing do no harm, and a stop under load loses nothing.
+
+The trial uses real sockets.
+"""
 
 import asyncio
 import signal
@@ -28,7 +31,8 @@ from nexmdm.client.http_client import FleetClient, Refused, Unreachable
 
 HUNDRED_MB: Final = 100_000_000
 MOST_READ: Final = 5 * 1024 * 1024
-"""The 4 MiB that the server discards so that an honest client can read its answer, plus the data in transit."""
+"""The largest number of bytes that the server may read: 4 MiB that it reads and discards, and the bytes in transit. The
+server discards bytes because an honest client must be able to read the answer."""
 
 MEGABYTE: Final = 1_000_000
 LARGE: Final = 300
@@ -49,7 +53,7 @@ _HEARTBEAT: Final = "/v1/heartbeat"
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Test the guard of one web worker."""
+    """Test one web worker with hostile clients, and stop it under load."""
     data_dir = folder / "data"
     with testbed.served(data_dir, **SETTINGS) as serving, serving.admin() as admin:
         members, _ = enrolling.enrol(admin, PHONES, with_push_tokens=False, watch=lambda: None)
@@ -113,7 +117,7 @@ def _in_time(promise: str, tried: str, heard: Received, status: int) -> Finding:
 
 
 def _memory(serving: Serving) -> Finding:
-    """Let hostile clients send as many large bodies as they can, and measure the worker's memory."""
+    """Let clients send as many large unfinished bodies as they can, and measure the worker's memory."""
     worker = serving.child("web-1")
     before = machine.resident_mebibytes(worker)
     unfinished = head("/admin/command", _JSON, f"Content-Length: {MEGABYTE}") + b"\r\n" + b" " * (MEGABYTE - 1)
@@ -134,7 +138,7 @@ def _memory(serving: Serving) -> Finding:
 
 
 async def _squatters(url: str, members: list[Member]) -> Finding:
-    """Measure heartbeats, alternately without and with clients that only keep connections open."""
+    """Measure heartbeats, in turn without and with clients that only keep connections open."""
     pulse = BackgroundLoad(url, members, per_second=PER_SECOND)
     await pulse.beat(2)
     without, beside = [], []
@@ -160,7 +164,10 @@ def _p99(latencies: Any) -> float:
 
 @asynccontextmanager
 async def squatting(url: str) -> AsyncIterator[None]:
-    """Keep silent and slow connections open; if the server closes one, open another one."""
+    """Keep silent and slow connections open until the end of the block.
+
+    A connection that the server closes is replaced.
+    """
     tasks = [asyncio.create_task(_squat(url, _in_silence)) for _ in range(SILENT)]
     tasks += [asyncio.create_task(_squat(url, _drop_by_drop)) for _ in range(SLOW)]
     await asyncio.sleep(1)
@@ -204,8 +211,12 @@ async def _no_reading(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The result of a stop: its duration, the last acknowledged number of each phone and the accepted commands, and the
-    tracebacks in the log.
+    """The result of a stop.
+
+    - `seconds`: the duration of the stop.
+    - `acknowledged`: the largest number in a heartbeat that was answered with 200, by device id.
+    - `accepted`: the request ids of the accepted commands.
+    - `traces`: the number of tracebacks in the log.
     """
 
     seconds: float
@@ -215,7 +226,7 @@ class Stopped:
 
 
 async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> Stopped:
-    """Stop the server under load, with hostile clients."""
+    """Stop the server under load, while hostile clients keep connections open."""
     pulse = BackgroundLoad(serving.url, members, per_second=PER_SECOND)
     accepted: list[str] = []
     async with squatting(serving.url):
@@ -235,7 +246,7 @@ async def _stop(serving: Serving, admin: FleetClient, members: list[Member]) -> 
 
 
 def _command(admin: FleetClient, accepted: list[str]) -> None:
-    """Send pings until the server has stopped, and record the pings that it accepted."""
+    """Send pings until the server has stopped. Append the request id of each accepted ping to `accepted`."""
     with suppress(Unreachable, Refused):
         while True:
             accepted.append(admin.post("/admin/command", {"action": "ping", "target": {"all": True}})["request_id"])

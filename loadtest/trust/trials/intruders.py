@@ -1,5 +1,6 @@
-"""The trial of intruders against two workers with one database: many clients with one token, guesses, revoked
-devices.
+"""Intruders get no access, whether they share an enrollment token, guess tokens, or use a revoked device.
+
+The trial uses two web workers with one database.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ SETTINGS: Final = {"BCRYPT_ROUNDS": "10", "AUTH_FAILURE_RATE_LIMIT": f"{FAILURES
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Let intruders call two workers, each on its own port."""
+    """Let intruders send requests to two web workers."""
     with ExitStack() as stack:
         serving = stack.enter_context(testbed.served(folder / "data", **SETTINGS))
         admin = stack.enter_context(serving.admin())

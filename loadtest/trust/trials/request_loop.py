@@ -1,4 +1,4 @@
-"""The common part of all loops of requests: connections, a count of failures, and an end."""
+"""The common part of clients that send requests in a loop: connections, a count of failures, and an end."""
 
 from collections import Counter
 
@@ -6,7 +6,10 @@ from loadtest.testbed.connections import Pool, Server
 
 
 class RequestLoop:
-    """Sends requests to a server again and again, until end()."""
+    """A client that sends requests to a server until `end` is called.
+
+    `failures` counts its failed requests, by error.
+    """
 
     def __init__(self, server: Server, connections: int) -> None:
         self._pool = Pool(server, connections, strict=True)
@@ -15,13 +18,11 @@ class RequestLoop:
 
     @property
     def left(self) -> int:
-        """The number of requests that used another connection, because their own connection was closed before they were
-        written.
-        """
+        """The number of requests that used another connection, because the server had closed the first connection."""
         return self._pool.left
 
     def end(self) -> None:
-        """Send no more."""
+        """Send no more requests."""
         self._goes_on = False
 
     def close(self) -> None:

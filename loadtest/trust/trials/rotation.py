@@ -1,8 +1,9 @@
-"""The trial of rotation: the secrets of running workers are changed one by one, without a failed request.
+"""The secrets of running web workers can be changed without a failed request.
 
-All workers know the new secret before a worker or a client uses it. First the workers accept the new secret in addition
-to the old one. Then the new secret becomes the current one, and at last the old one is removed. At each step, the
-workers are replaced one by one.
+The change has three steps. In each step, all workers are replaced, one by one. In the first step, the workers also
+accept the new secrets. In the second step, the new secrets become the current secrets, and the workers also accept the
+old secrets. In the third step, the workers no longer accept the old secrets. So each worker knows the new secrets
+before a client uses them.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ LEAST_HEARTBEATS: Final = 2000
 LEAST_ADMIN_CALLS: Final = 200
 ADMIN_PAUSE_SECONDS: Final = 0.05
 BREATH_SECONDS: Final = 3
-"""The duration of a step: each phone sends a heartbeat in it."""
+"""The pause after a step. In this time, each phone sends heartbeats."""
 
 ROTATED: Final = {
     "ADMIN_KEY": "ADMIN_KEY_PREVIOUS", "HMAC_SECRET": "HMAC_SECRET_PREVIOUS", "SECRET_KEY": "SECRET_KEY_FALLBACKS",
@@ -46,7 +47,7 @@ Secrets = Mapping[str, str]
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Rotate the three secrets of two workers under load."""
+    """Change three secrets of two web workers under load."""
     with ExitStack() as stack:
         serving = stack.enter_context(testbed.served(folder / "data", **SETTINGS))
         with serving.admin() as admin:
@@ -60,7 +61,7 @@ def trial(folder: Path) -> Iterator[Finding]:
 
 
 class Rollout:
-    """The workers on one socket, and their replacement one by one."""
+    """The web workers on one listening socket. Each change of settings replaces the workers, one by one."""
 
     def __init__(self, listener: socket.socket, environment: Mapping[str, str], folder: Path) -> None:
         self._listener = listener
@@ -71,7 +72,7 @@ class Rollout:
         self.url = workers.url_of(listener)
 
     def settings(self, current: Secrets, others: Secrets | None = None) -> None:
-        """Replace each worker by a worker that has the secrets `current`, and also accepts the secrets `others`."""
+        """Replace all workers. The new workers have the secrets `current`, and also accept the secrets `others`."""
         beside = {variable: others[name] if others else "" for name, variable in ROTATED.items()}
         for _ in range(WORKERS):
             self._started += 1
@@ -81,13 +82,13 @@ class Rollout:
                 self._running.pop(0).stop()
 
     def end(self) -> None:
-        """Stop all processes."""
+        """Stop all workers."""
         while self._running:
             self._running.pop().stop()
 
 
 class Admin(RequestLoop):
-    """An admin that calls again and again, with the present credentials."""
+    """An admin that sends signed requests until `end` is called."""
 
     def __init__(self, url: str, credentials: Secrets) -> None:
         self._server = Server.of(url)
@@ -101,14 +102,14 @@ class Admin(RequestLoop):
         self._signing = FleetClient(url, key=credentials["ADMIN_KEY"], secret=credentials["HMAC_SECRET"])
 
     async def call(self) -> None:
-        """Read and write alternately, until end()."""
+        """Send a read and a write in turn, until `end` is called."""
         while self._goes_on:
             await self.once("GET", "/admin/summary", b"")
             await self.once("POST", "/admin/enrollment-tokens", b"{}")
             await asyncio.sleep(ADMIN_PAUSE_SECONDS)
 
     async def once(self, method: str, target: str, body: bytes) -> None:
-        """Call, and count a failure. Raises TimeoutError if there is no answer."""
+        """Send one signed request, and count it if it fails. Raises TimeoutError if there is no answer."""
         head = self._server.head(method, target, self._signing.sign(method, target, body))
         self.sent += 1
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -119,8 +120,11 @@ class Admin(RequestLoop):
 
 @dataclass(frozen=True, slots=True)
 class Borne:
-    """The results under load: requests, requests that used another connection because their own was closed, and
-    failures.
+    """The result of the requests under load.
+
+    - `heartbeats`, `calls`: the numbers of heartbeats and of the admin's requests.
+    - `left`: the number of requests that used another connection, because the server had closed the first connection.
+    - `failures`: the failed requests, counted by error.
     """
 
     heartbeats: int
@@ -152,7 +156,7 @@ async def _rotate(rollout: Rollout, members: list[Member], old: Secrets, new: Se
 
 
 def found(borne: Borne, refused: str) -> Finding:
-    """Check the results of the requests, and the answers to the old secrets at the end."""
+    """Return the finding. `refused` is the status of the answer to the old credentials at the end."""
     failed = borne.failures.total()
     message = ", ".join(f"{count} × {error}" for error, count in borne.failures.most_common(3))
     enough = borne.heartbeats >= LEAST_HEARTBEATS and borne.calls >= LEAST_ADMIN_CALLS
@@ -166,7 +170,7 @@ def found(borne: Borne, refused: str) -> Finding:
 
 
 async def _refusals(url: str, old: Secrets) -> str:
-    """Return the answer to a request signed with the old credentials."""
+    """Return the status of the answer to a request with the old credentials."""
     admin = Admin(url, old)
     await admin.once("GET", "/admin/summary", b"")
     admin.close()

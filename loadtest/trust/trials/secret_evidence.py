@@ -1,4 +1,4 @@
-"""The evidence of a search for secrets: every secret that was used, and an HTTP client that records them."""
+"""The evidence of a search for secrets: all secrets, the searched places, and an HTTP client that records secrets."""
 
 import socket
 from collections import defaultdict
@@ -18,13 +18,21 @@ PASSWORD: Final = "a password that must not be read"  # noqa: S105
 WRONG_PASSWORD: Final = "one that opens nothing, and must not be read"  # noqa: S105
 
 OTHER_ADDRESS: Final = "127.0.0.2"
-"""Another address of this machine: failures from it do not affect others."""
+"""A second address of this machine. The server counts failed authentications from it separately."""
 SITE: Final = "/django-admin/"
 
 
 @dataclass(slots=True)
 class Evidence:
-    """The secrets by kind, and the content of each place where they must not be."""
+    """The secrets that were used, and the places that must not contain them.
+
+    - `secrets`: the secrets, by kind.
+    - `places`: the content of each place, by the name of the place.
+    - `errors`: the answers with a status of 400 or above.
+    - `pushed`: the words of the fake FCM for which a push was answered.
+    - `pages`: the number of pages of the admin site that were read.
+    - `exports`: the addresses of the exports that were read.
+    """
 
     secrets: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     places: dict[str, str] = field(default_factory=dict)
@@ -34,18 +42,18 @@ class Evidence:
     exports: set[str] = field(default_factory=set)
 
     def secret(self, kind: str, text: str) -> str:
-        """Record a secret, and return it."""
+        """Record a secret of this kind, and return it."""
         self.secrets[kind].add(text)
         return text
 
     @property
     def statuses(self) -> set[int]:
-        """The kinds of errors that were answered."""
+        """The statuses of all answers that were errors."""
         return {int(error[:3]) for error in self.errors}
 
 
 class Calls:
-    """An HTTP client that records the secrets it sent and got, and each answer that was an error."""
+    """An HTTP client that records the secrets in its requests and answers, and every answer that is an error."""
 
     def __init__(self, url: str, configured: dict[str, str], evidence: Evidence) -> None:
         self.evidence = evidence
@@ -73,7 +81,7 @@ class Calls:
         *,
         from_other_address: bool = False,
     ) -> Any:
-        """Send a request; return the JSON of the answer, if it is JSON."""
+        """Send a request. Return the JSON of its answer, or the text if the answer is not JSON."""
         raw = body if isinstance(body, bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": "application/json"} if raw else {}
         http = self._from_other_address if from_other_address else self._http
@@ -85,7 +93,10 @@ class Calls:
         return answer.text
 
     def signed(self, method: str, target: str, body: Any = None, **altered: str) -> Any:
-        """Send a signed request, with some headers changed."""
+        """Send a signed request. `altered` are headers that replace headers of the request after its signature.
+
+        An underscore in a name of `altered` stands for a hyphen.
+        """
         raw = b"" if body is None else orjson.dumps(body)
         headers = self._signing.sign(method, target, raw)
         self.evidence.secret("signature", headers["X-Signature"].removeprefix("v1="))
@@ -94,7 +105,7 @@ class Calls:
         )
 
     def phone(self, target: str, bearer: str, body: Any = None) -> Any:
-        """Send a phone's request, and record the secrets in its answer."""
+        """Send a request of a phone, and record the secrets in its answer."""
         answer = self.call("POST", target, body, {"Authorization": f"Bearer {bearer}"})
         for name in ("device_token", "command_key"):
             if isinstance(answer, dict) and name in answer:
@@ -104,7 +115,7 @@ class Calls:
         return answer
 
     def unfinished(self, target: str, bearer: str) -> None:
-        """Begin a request whose body does not end, and return how the server ends it."""
+        """Send a request whose body does not end, and record the answer as an error."""
         server = Server.of(self.url)
         head = server.head("POST", target, {"Authorization": f"Bearer {bearer}", "Content-Length": "1000"})
         with socket.create_connection((server.host, server.port), timeout=60) as connection:
@@ -113,6 +124,6 @@ class Calls:
         self.evidence.errors.append(message.decode().removeprefix("HTTP/1.1 "))
 
     def enrollment_token(self, **fields: Any) -> str:
-        """Make an enrollment token."""
+        """Create an enrollment token, record it as a secret, and return it."""
         made = self.signed("POST", "/admin/enrollment-tokens", fields)
         return self.evidence.secret("enrollment token", made["enrollment_token"])

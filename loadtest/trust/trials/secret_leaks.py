@@ -1,7 +1,8 @@
-"""The trial of leaks: a complete loop with every kind of error, then a search for secrets where no secret may be.
+"""No secret appears in logs, metrics, error answers, the audit, the admin site or a dump of the database.
 
-It searches for everything that was configured, issued, or sent as a credential. It searches through the logs, also
-PostgreSQL's, the metrics, each error answer, the audit, the pages of the admin site, and a dump of the database.
+The trial uses all functions of the server, and provokes every kind of error. Afterwards, it searches for every secret
+that was configured, issued or sent as a credential. It also searches the logs of PostgreSQL. The dump is without
+`devices_device.push_token`, because the server needs the push tokens.
 """
 
 import base64
@@ -38,25 +39,25 @@ PUSH_WORDS: Final = (
     "ok", "unregistered", "mismatch", "invalid", "malformed", "unavailable", "internal", "quota", "garbage", "reset",
     "blank", "html", "forbidden", "missing", "unauthenticated",
 )  # fmt: skip
-"""The beginnings of push tokens by which the fake FCM chooses its answer."""
+"""The words at the beginning of push tokens, which choose the answers of the fake FCM."""
 
 STATUSES: Final = frozenset({400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 500, 503})
-"""Each kind of error: all of them must be provoked."""
+"""The statuses of errors. The trial must provoke all of them."""
 
 KINDS: Final = frozenset({
     *CONFIGURED, "service account", "access token", "push token", "enrollment token", "device token", "command key",
     "signature", "envelope's signature", "session cookie", "password",
 })  # fmt: skip
-"""Each kind of secret: the search must include some secrets of each kind."""
+"""The kinds of secrets. The search must include at least one secret of each kind."""
 UNSTORABLE: Final = "unstorable"
 FAILURES: Final = 70
-"""The number of failed authentications from one address: more than the limit of a minute."""
+"""The number of failed authentications from one address. It is above the limit for a minute."""
 
 PUSH_SECONDS: Final = 30
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Run the loop, provoke the errors, and search for secrets."""
+    """Use the server, provoke errors, and search for secrets."""
     evidence = Evidence()
     with ExitStack() as stack:
         standin = stack.enter_context(FcmStandin())
@@ -88,9 +89,7 @@ def _push_token(evidence: Evidence, word: str) -> str:
 
 
 def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict[str, Any]]:
-    """Enroll a phone for each of FCM's answers; send commands to the phones; let them answer, rotate and enroll
-    again.
-    """
+    """Register a phone for each answer of FCM, and let each phone carry out a command and rotate its token."""
     phones = {}
     for word in PUSH_WORDS:
         token = calls.enrollment_token(re_enroll=True)
@@ -113,7 +112,7 @@ def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict
 
 
 def _write_as_named_admin(calls: Calls) -> None:
-    """Write an audit entry of a named admin, who signs with the previous key and the current secret."""
+    """Carry out a signed write as a named admin, with the previous key and the current secret."""
     key, secret = calls.configured[f"{NAMED_KEY}_PREVIOUS"], calls.configured[NAMED_SECRET]
     with closing(FleetClient(calls.url, key=key, secret=secret)) as admin:
         made = admin.post("/admin/enrollment-tokens", {"label": "of a named admin"})
@@ -121,7 +120,7 @@ def _write_as_named_admin(calls: Calls) -> None:
 
 
 def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) -> None:
-    """Let a phone carry out a command once the command is pushed, and report the result twice."""
+    """Send a command to a phone, wait for its push by calling `pushed`, and report the result twice."""
     target = {"device_ids": [phone["device_id"]]}
     command = calls.signed("POST", "/admin/command", {"action": "ping", "target": target})
     calls.phone("/v1/heartbeat", phone["device_token"], {"status": {"battery_pct": 50}})
@@ -132,7 +131,7 @@ def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) 
 
 
 def _await_push(evidence: Evidence, standin: FcmStandin, word: str) -> None:
-    """Wait for a push with this answer. Raises TimeoutError."""
+    """Wait for a push that gets this answer of the fake FCM. Raises TimeoutError."""
     standin.journal.wait_for(1, PUSH_SECONDS, matching=partial(_is_to, word))
     evidence.pushed.add(word)
 
@@ -142,16 +141,14 @@ def _is_to(word: str, send: Send) -> bool:
 
 
 def _close_the_circuit(serving: Serving) -> None:
-    """Replace the dispatcher: a new dispatcher begins with a closed circuit, although the earlier one had opened its
-    circuit.
-    """
+    """Replace the dispatcher by a new dispatcher, whose circuit is closed."""
     before = serving.child("dispatch")
     os.kill(before, signal.SIGTERM)
     wait_for(lambda: serving.child("dispatch") != before)
 
 
 def _provoke(calls: Calls, phones: dict[str, dict[str, Any]], serving: Serving) -> None:
-    """Provoke each kind of error, with secrets in every place where they do not belong."""
+    """Provoke each kind of error, with secrets in all parts of the requests."""
     phone, other = phones["ok"], phones["quota"]
     enrollment = calls.enrollment_token()
     device, configured = phone["device_token"], calls.configured
@@ -193,7 +190,7 @@ def _provoke(calls: Calls, phones: dict[str, dict[str, Any]], serving: Serving) 
 
 
 def _break_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -> None:
-    """Make PostgreSQL refuse rows with all their content, and cut its connections."""
+    """Let PostgreSQL refuse rows that contain secrets, and cut its connections."""
     rule = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} NOT LIKE {}) NOT VALID")
     with psycopg.connect(serving.database_url(), autocommit=True) as database:
         for table, column in (
@@ -217,7 +214,7 @@ def _break_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -
 
 
 def _shut_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) -> None:
-    """Make PostgreSQL refuse connections for a while."""
+    """Let PostgreSQL refuse connections for some time."""
     url = serving.database_url()
     with psycopg.connect(url) as database:
         name = database.info.dbname
@@ -237,7 +234,7 @@ def _shut_the_database(calls: Calls, phone: dict[str, Any], serving: Serving) ->
 
 
 def provoked(evidence: Evidence) -> Finding:
-    """Check that everything was tried and searched; otherwise an empty result means nothing."""
+    """Return a finding: whether the trial provoked all errors, used all kinds of secrets, and searched all exports."""
     missing = [
         *(f"no {status}" for status in sorted(STATUSES - evidence.statuses)),
         *(f"no push answered {word}" for word in PUSH_WORDS if word not in evidence.pushed),
@@ -254,7 +251,7 @@ def provoked(evidence: Evidence) -> Finding:
 
 
 def findings(evidence: Evidence) -> Iterator[Finding]:
-    """Yield a finding for each place: whether it contains a secret."""
+    """Yield a finding for each place: whether the place contains a secret."""
     count = sum(map(len, evidence.secrets.values()))
     for place, text in evidence.places.items():
         found = {kind: sum(_is_in(secret, text) for secret in known) for kind, known in evidence.secrets.items()}

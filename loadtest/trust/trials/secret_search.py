@@ -1,4 +1,4 @@
-"""The search for secrets: in pages, answers, logs and dumps of a server."""
+"""The search for secrets in the answers, pages, logs and rows of a server."""
 
 import re
 import subprocess
@@ -17,19 +17,20 @@ from loadtest.testbed.serving import MANAGE, Serving
 from loadtest.trust.trials.secret_evidence import PASSWORD, SITE, USER, WRONG_PASSWORD, Calls, Evidence
 
 MOST_ALIKE: Final = 2
-"""The number of followed links that differ only in the values of their query."""
+"""Of all links whose queries differ only in their values, at most this number is followed."""
 
 MOST_NAMES: Final = 2
-"""The number of names that the query of a followed link may have: filters can be combined without end."""
+"""The largest number of names in the query of a followed link. Without this limit, the combinations of filters would
+not end."""
 
 EXPORTS: Final = 6
-"""The number of lists of the admin site that can be exported."""
+"""The number of lists that the admin site can export."""
 
 _LINK: Final = re.compile(r'href="([^"]*)"')
 
 
 def look(calls: Calls, serving: Serving) -> None:
-    """Read the content of each place."""
+    """Read all places in which no secret may be, and record their content as evidence."""
     places = calls.evidence.places
     bearer = {"Authorization": f"Bearer {calls.configured['METRICS_TOKEN']}"}
     places["the metrics"] = str(calls.call("GET", "/metrics", None, bearer))
@@ -48,7 +49,7 @@ def look(calls: Calls, serving: Serving) -> None:
 
 
 def _pages(serving: Serving, evidence: Evidence) -> Iterator[str]:
-    """Log in as staff, and yield every page that a link leads to."""
+    """Log in as staff, and yield the content of every page of the admin site that links lead to."""
     account = {"DJANGO_SUPERUSER_PASSWORD": PASSWORD, "DJANGO_SUPERUSER_EMAIL": "auditor@example.com"}
     create = [sys.executable, MANAGE, "createsuperuser", "--noinput", "--username", USER]
     subprocess.run(create, env={**serving.environment, **account}, check=True, capture_output=True)
@@ -65,7 +66,7 @@ def _pages(serving: Serving, evidence: Evidence) -> Iterator[str]:
 
 
 def _linked(browser: httpx.Client, evidence: Evidence) -> Iterator[str]:
-    """Yield every page and every export that a link leads to. Raises HTTPStatusError for a link to an error."""
+    """Yield the content of every page and export that links lead to. Raises HTTPStatusError if a link fails."""
     alike: Counter[tuple[str, frozenset[str]]] = Counter()
     waiting, seen = [SITE], {SITE}
     while waiting:
@@ -86,7 +87,7 @@ def _linked(browser: httpx.Client, evidence: Evidence) -> Iterator[str]:
 
 
 def links(page: httpx.Response) -> Iterator[str]:
-    """Yield the links of a page within the admin site, except the logout."""
+    """Yield the links of a page within the admin site, without the logout."""
     for link in _LINK.findall(page.text):
         target = urldefrag(urljoin(page.url.raw_path.decode(), unescape(link))).url
         if target.startswith(SITE) and not target.startswith(f"{SITE}logout"):
@@ -94,7 +95,7 @@ def links(page: httpx.Response) -> Iterator[str]:
 
 
 def _dump(url: str) -> str:
-    """Return all rows of all tables, without the one column that contains push tokens."""
+    """Return all rows of all tables, without the column `devices_device.push_token`."""
     columns = (
         "SELECT table_name, array_agg(column_name::text) FROM information_schema.columns"
         " WHERE table_schema = 'public' AND (table_name, column_name) <> ('devices_device', 'push_token')"

@@ -1,4 +1,4 @@
-"""Clients below HTTP: they send any bytes at any time, and observe the answer and the end of their connection."""
+"""Clients below HTTP: they send any bytes at any time, and observe the answer and the end of the connection."""
 
 import asyncio
 import socket
@@ -18,20 +18,24 @@ _CUT_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The status of the answer to a client (0: none), and the seconds until it, or until the end."""
+    """What a client received.
+
+    - `status`: the status of the answer; 0: there was no answer.
+    - `seconds`: the time until the answer or the end of the connection.
+    """
 
     status: int
     seconds: float
 
 
 def head(target: str, *headers: str, method: str = "POST") -> bytes:
-    """Return the head of a request without the empty line that ends it."""
+    """Return the head of a request, without the empty line that ends a head."""
     return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", *headers, ""]).encode()
 
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Open a connection to the server of a URL; it is cut at the end."""
+    """Open a connection to the server of a URL. At the end of the block, cut the connection."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -41,12 +45,15 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 def say(url: str, *pieces: bytes) -> Received:
-    """Send all these pieces, even after an answer, and return the received answer."""
+    """Send all pieces, even after an answer, and return what the client received."""
     return flood(url, iter(pieces))
 
 
 def flood(url: str, pieces: Iterator[bytes]) -> Received:
-    """Send pieces until there are no more or the server accepts none: a hostile client does not stop at an answer."""
+    """Send pieces until there are no more, or until the server accepts no more. Return what the client received.
+
+    As a hostile client does, this client continues to send after the answer.
+    """
     began = time.monotonic()
     with _open(url) as connection:
         sending = threading.Thread(target=_send, args=[connection, pieces], daemon=True)
@@ -70,7 +77,7 @@ def _send(connection: socket.socket, pieces: Iterator[bytes]) -> None:
 
 
 def _hear(connection: socket.socket) -> int:
-    """Return the status of an answer; 0 if the connection ends without an answer."""
+    """Return the status of the answer, or 0 if the connection ends without an answer."""
     with suppress(ConnectionError):
         words = connection.recv(64).split()
         return int(words[1]) if len(words) > 1 else 0
@@ -78,7 +85,10 @@ def _hear(connection: socket.socket) -> int:
 
 
 def cut_after(url: str, sent: bytes, *, politely: bool, read: int = 0) -> None:
-    """Send these bytes, read this number of bytes of the answer, and disconnect: with a FIN, or with an RST."""
+    """Send bytes, read `read` bytes of the answer, and disconnect.
+
+    The connection ends with a FIN if `politely` is true, and with a TCP reset (RST) if not.
+    """
     with _open(url) as connection:
         if not politely:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CUT_AT_ONCE)
@@ -88,7 +98,7 @@ def cut_after(url: str, sent: bytes, *, politely: bool, read: int = 0) -> None:
 
 
 def replay(url: str, request: bytes) -> int:
-    """Send a whole request over its own connection, and return the status of the answer; 0: there was none."""
+    """Send a request over a new connection. Return the status of its answer, or 0 if there was no answer."""
     with _open(url) as connection:
         connection.sendall(request)
         return _hear(connection)

@@ -1,4 +1,4 @@
-"""Tests of a promise, run with more examples than `make test` uses."""
+"""The promises that have tests in `tests/`. The tests run with more examples than in `make test`."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from loadtest.trust.trials.finding import Finding
 
 PROFILE: Final = "trust"
-"""The hypothesis profile of tests/conftest.py with many examples."""
+"""The profile of Hypothesis with many examples, which tests/conftest.py defines."""
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent.parent
 _LAST_LINES: Final = 40
@@ -20,13 +20,15 @@ _SHOWN: Final = 3
 
 
 class TestsEnded(Exception):
-    """The tests could not be run."""
+    """pytest ended without a report. The message contains the end of its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A test that ran: its fault (empty: it passed), and its counts, which it recorded by pytest's
-    `record_property`.
+    """A test that ran.
+
+    - `trouble`: why the test failed or was skipped; empty: the test passed.
+    - `counted`: the numbers that the test recorded with pytest's `record_property`.
     """
 
     trouble: str = ""
@@ -35,9 +37,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class HeldByTests:
-    """A promise, and its tests: files, or single tests in pytest's form.
+    """A promise with its tests.
 
-    `at_least` contains the least value of each count, by its name in `record_property`.
+    - `tests`: the names of files or of single tests, in pytest's form.
+    - `at_least`: the least sum of each recorded number, by the name in `record_property`.
     """
 
     promise: str
@@ -46,8 +49,9 @@ class HeldByTests:
     at_least: Mapping[str, int] = field(default_factory=dict)
 
     def finding(self, cases: Mapping[str, Case]) -> Finding:
-        """Return the result of its tests. The promise is kept if each test has run and passed, and the counts are high
-        enough.
+        """Return the finding of this promise. `cases` contains the tests that ran, by name.
+
+        The promise is kept if each of its tests ran and passed, and if each sum in `at_least` was reached.
         """
         mine = {name: case for name, case in cases.items() if any(_belongs(name, test) for test in self.tests)}
         counted: Counter[str] = Counter()
@@ -62,9 +66,9 @@ class HeldByTests:
 
 
 def run(promises: Iterable[HeldByTests], folder: Path, *options: str) -> dict[str, Case]:
-    """Run each test of these promises once, and return the tests by name.
+    """Run the tests of all `promises`, each test once. Return the tests that ran, by name.
 
-    `options` are for pytest. Raises TestsEnded.
+    `options` are additional options for pytest. Raises TestsEnded.
     """
     tests = dict.fromkeys(test for promise in promises for test in promise.tests)
     report, output = folder / "tests.xml", folder / "tests.txt"

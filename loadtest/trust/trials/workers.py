@@ -1,4 +1,4 @@
-"""Web workers as a process manager runs them: the listening sockets stay open when a worker ends."""
+"""Web workers on a listening socket that stays open when a worker ends, as under a process manager."""
 
 import signal
 import socket
@@ -17,18 +17,18 @@ STOP_SECONDS: Final = 30
 
 @contextmanager
 def listening() -> Iterator[socket.socket]:
-    """Open a listening socket on a free port of 127.0.0.1."""
+    """Open a listening socket on a free port of 127.0.0.1, until the end of the block."""
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
         yield listener
 
 
 def url_of(listener: socket.socket) -> str:
-    """Return the address of a worker on this socket."""
+    """Return the address of the workers on this socket."""
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 class Worker:
-    """A web worker on a listening socket that it shares, ready to serve."""
+    """A web worker on a listening socket that other workers may share. The worker is ready when the object exists."""
 
     def __init__(self, listener: socket.socket, environment: Mapping[str, str], output: Path) -> None:
         with output.open("wb") as file:
@@ -47,6 +47,6 @@ class Worker:
             raise RuntimeError(f"a web worker ended immediately:\n{output.read_text()}")
 
     def stop(self) -> None:
-        """Let the worker finish the requests in flight, as for an upgrade, and wait for its end."""
+        """Stop the worker with SIGTERM, and wait for its end. The worker answers its requests in progress first."""
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(STOP_SECONDS)

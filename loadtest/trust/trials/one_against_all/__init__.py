@@ -1,1 +1,1 @@
-"""One against all: a phone, a client or an odd answer of FCM must not affect the requests of others."""
+"""Trials of one attacker: a phone, a client or an odd answer of FCM must not affect the requests of others."""

@@ -1,4 +1,4 @@
-"""One push token against all: FCM's front end answers its pushes oddly, and every other push must be sent."""
+"""If FCM's front end answers the pushes of one push token oddly, every other push is sent."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,18 @@ from nexmdm.client.http_client import FleetClient
 HEARTBEATS_PER_SECOND: Final = 100
 COMMANDS_PER_SECOND: Final = 2
 PUSHED: Final = 24
-"""The number of good phones of each command; together with the bad phone, every 25th push is answered oddly."""
+"""The number of good phones in each command. Together with the bad phone, one push in 25 gets an odd answer."""
 
 ANSWERS: Final = {"blank401": "401 with an empty body", "html404": "404 with a page of HTML"}
 """The words of the fake FCM, and their meaning."""
 
 LEAST_ANSWERED: Final = ROUNDS * SECONDS * COMMANDS_PER_SECOND // 2
-"""The least number of odd answers. It is lower than the number of commands, because the bad phone's last push may still
-wait."""
+"""The least number of odd answers. It is lower than the number of commands, because the last push to the bad phone may
+still wait."""
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Let the fake FCM answer one phone's pushes oddly, in two ways."""
+    """Let the fake FCM answer the pushes of one phone oddly, in two ways."""
     with (
         testbed.standin(folder) as (_, fcm),
         beside.served(folder, with_push_tokens=True, **fcm) as (serving, members),
@@ -69,18 +69,18 @@ def _give(url: str, member: Member, push_token: str) -> None:
 
 
 class OddOne:
-    """The bad phone as an attack: during the attack, commands are sent also to this phone."""
+    """An attacker: during the attack, each command also goes to the bad phone."""
 
     def __init__(self, pushes: Pushes, device_ids: Sequence[str]) -> None:
         self._pushes = pushes
         self._device_ids = device_ids
 
     async def begin(self) -> None:
-        """Send the commands also to the bad phone."""
+        """Send each command also to the bad phone."""
         self._pushes.also = self._device_ids
 
     async def end(self) -> Tally:
-        """Send no more commands to the bad phone; return the answers to its pushes since the last call."""
+        """Send no more commands to the bad phone. Return the answers to its pushes since the last call."""
         self._pushes.also = ()
         answers, self._pushes.answers = self._pushes.answers, type(self._pushes.answers)()
         return Tally(answers.total(), answers=answers)

@@ -1,9 +1,8 @@
-"""Attacks in separate processes: `python -m loadtest.trust.trials.one_against_all.attacks`.
+"""The process of an attack: `python -m loadtest.trust.trials.one_against_all.attacks`.
 
-Lines on standard input control an attack. The first line is the order, as JSON. The next line begins the attack, the
-line after it ends the attack, and so on. An empty line on standard output means that the attack has begun. When the
-attack ends, a line of JSON contains the numbers of requests and answers. The attack has its own process, so that it
-does not delay the honest clients.
+Lines on standard input control the attack. The first line is the order, as JSON. Each further line begins or ends the
+attack, in turn. When the attack has begun, the process prints an empty line. When the attack has ended, the process
+prints its counts as a line of JSON. The attack is a separate process, because it must not delay the honest clients.
 """
 
 import asyncio
@@ -30,7 +29,7 @@ _LETTERS: Final = string.ascii_lowercase + string.digits
 _OUTPUT: Final = "x" * 12_000
 
 Request = Callable[[int], bytes]
-"""The bytes of a request, by its number."""
+"""A function that returns the bytes of request number n."""
 
 
 def _reports(order: Order) -> Request:
@@ -92,7 +91,7 @@ def _word(length: int) -> str:
 
 
 async def _send(make: Callable[[Order], Request], order: Order, tally: Tally) -> None:
-    """Send requests of a kind, at a rate or in loops, until cancelled."""
+    """Send requests until cancelled. `make` returns the function that makes the requests of an order."""
     request = make(order)
     tally.under_way.set()
     with _pools(order) as pools:
@@ -106,7 +105,7 @@ async def _send(make: Callable[[Order], Request], order: Order, tally: Tally) ->
 
 @contextmanager
 def _pools(order: Order) -> Iterator[list[Pool]]:
-    """Yield a pool of connections for each address; they are cut at the end."""
+    """Yield a pool of connections for each local address. At the end of the block, cut the connections."""
     server, each = Server.of(order.url), max(1, order.connections // len(order.sources))
     pools = [Pool(server, each, strict=True, sources=[source]) for source in order.sources]
     try:
@@ -182,7 +181,7 @@ def _say(line: bytes) -> None:
 
 
 def main() -> None:
-    """Carry out the orders on standard input until it is closed."""
+    """Carry out the order on standard input, until standard input is closed."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(_obey())

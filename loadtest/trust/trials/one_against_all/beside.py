@@ -1,4 +1,7 @@
-"""One against all: measures honest traffic, alternately with and without an attack, and so the cost of the attack."""
+"""The measurement of an attack: honest traffic, in turn without and with the attack.
+
+A turn is a few seconds of honest traffic. The difference between the turns is the cost of the attack.
+"""
 
 import asyncio
 import sys
@@ -24,33 +27,34 @@ from loadtest.trust.trials.one_against_all.honest import Honest, Latencies
 from loadtest.trust.trials.one_against_all.order import Order, Tally
 
 ROUNDS: Final = 5
-"""The number of rounds. The p99 of three seconds depends on five heartbeats, which the disk alone may delay, so the
-median of several rounds is used."""
+"""The number of rounds, of which the median counts. In a turn of three seconds, the p99 depends on five heartbeats, and
+the disk alone can delay these heartbeats."""
 
 SECONDS: Final = 3
 WARM_UP_SECONDS: Final = 1
 MOST_SLOWER: Final = 3
 FLOOR_SECONDS: Final = {"heartbeats": 0.03}
-"""A p99 below this floor always passes, because other work on the machine can turn 2 ms into three times 2 ms."""
+"""The floor of each kind of traffic. A p99 below its floor always passes, because other work on the machine can triple
+a latency of 2 ms."""
 
 FLOOR_SECONDS_OF_FEW: Final = 0.25
-"""The floor for traffic of a few requests a second, whose p99 is its longest latency."""
+"""The floor for traffic of a few requests a second. The p99 of this traffic is its longest latency."""
 
 MOST_GROWN_MEBIBYTES: Final = 64
 RECOVERY_SECONDS: Final = 20
-"""The time that honest traffic may be slow after an attack, before the next turn without an attack."""
+"""The longest wait after an attack for honest traffic to become fast again. After this wait, the next turn begins."""
 
 ANSWER_SECONDS: Final = 60
-"""The time that an attack may take to begin, and to end."""
+"""The longest time that an attack may take to begin, and to end."""
 
 ENOUGH: Final = 0.8
-"""The part of an attack's minimum that must be sent for the attack to count."""
+"""The share of the planned requests that an attack must send."""
 
 TOO_SLOW: Final = "time-out"
-"""The errors that an attacker may get instead of an answer, because NexMDM does not promise attackers quick answers."""
+"""An error that every attacker may get, because NexMDM does not promise quick answers to attackers."""
 
 LEAST_HONEST: Final = 1000
-"""The least number of honest requests for a judgement on their failures."""
+"""The least number of honest requests. With fewer requests, the promise is not kept."""
 
 PHONES: Final = 300
 SETTINGS: Final = {
@@ -63,28 +67,28 @@ _LONGEST_FAILURE: Final = 80
 
 
 class Attacker(Protocol):
-    """An attack that lasts from begin() to end(), again and again."""
+    """An attack that can begin and end several times."""
 
     async def begin(self) -> None:
-        """Begin the attack again."""
+        """Begin the attack. Return when the attack has begun."""
 
     async def end(self) -> Tally:
-        """Stop, and return the numbers of requests since begin() and of their answers."""
+        """End the attack. Return its counts since `begin`."""
 
 
 class Processes:
-    """Attackers in separate processes, one for each order (`attacks.py`)."""
+    """An attacker that consists of separate processes, one for each order. The processes run `attacks.py`."""
 
     def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
         self._processes = processes
 
     async def begin(self) -> None:
-        """Let all of them attack, and return when they have begun."""
+        """Let all processes attack. Return when all attacks have begun."""
         self._write(b"\n")
         await self._lines()
 
     async def end(self) -> Tally:
-        """Stop all of them; return their counts."""
+        """End the attacks of all processes. Return the sum of their counts."""
         self._write(b"\n")
         whole, held = Tally(), 0
         for line in await self._lines():
@@ -95,7 +99,10 @@ class Processes:
         return whole
 
     async def _lines(self) -> list[bytes]:
-        """Return a line of each process. Raises RuntimeError if a process has failed, and TimeoutError."""
+        """Return a line of output from each process.
+
+        Raises RuntimeError if a process has ended, and TimeoutError after ANSWER_SECONDS.
+        """
         async with asyncio.timeout(ANSWER_SECONDS):
             lines = [await cast("asyncio.StreamReader", process.stdout).readline() for process in self._processes]
         if not all(lines):
@@ -110,7 +117,7 @@ class Processes:
 
 @asynccontextmanager
 async def processes(*orders: Order) -> AsyncIterator[Processes]:
-    """Start a process for each order; it waits for begin(). All processes end with the block."""
+    """Start a process for each order. Each process waits for `begin`. All processes end with the block."""
     started = [await _started() for _ in orders]
     try:
         for process, order in zip(started, orders, strict=True):
@@ -135,12 +142,20 @@ async def _started() -> asyncio.subprocess.Process:
 
 
 Check = Callable[[Tally], tuple[str, bool]]
-"""Checks the state after an attack; returns a figure, and whether the figure is as promised."""
+"""A function that checks the state after an attack. It returns a figure, and whether the figure is as promised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An attacker, its attack, the number of requests that it must send, and the answers that it may get."""
+    """An attack, and what is expected of it.
+
+    - `who`: the attacker, in words.
+    - `tried`: the attack, in words.
+    - `least_sent`: the least number of requests that the attacker must send in all rounds.
+    - `answers`: the answers that the attacker may get.
+    - `seconds`: the length of each turn with the attack.
+    - `most_grown_mebibytes`: how much the memory of the web worker may grow.
+    """
 
     who: str
     tried: str
@@ -153,7 +168,13 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The latencies of the turns, the number of honest requests, the failures, and the growth of the worker."""
+    """The result of all turns.
+
+    - `without`, `beside`: the p99 of each kind of traffic, for each turn without and with the attack.
+    - `sent`: the number of honest requests.
+    - `failures`: the failed honest requests, counted by error.
+    - `grown_mebibytes`: how much the memory of the web worker has grown.
+    """
 
     without: Sequence[Latencies]
     beside: Sequence[Latencies]
@@ -164,7 +185,7 @@ class Measured:
 
 @contextmanager
 def served(folder: Path, *, with_push_tokens: bool = False, **settings: str) -> Iterator[tuple[Serving, list[Member]]]:
-    """Run a server with a fleet that was seeded into its database; it ends with the block."""
+    """Run a server with a seeded fleet until the end of the block. Yield the server and its phones."""
     path = folder / "roster"
     with testbed.served(folder / "data", **SETTINGS | settings) as serving:
         testbed.seed(serving.environment, PHONES, path, with_push_tokens=with_push_tokens)
@@ -172,16 +193,20 @@ def served(folder: Path, *, with_push_tokens: bool = False, **settings: str) -> 
 
 
 def each(trials: Mapping[str, Callable[[], Coroutine[Any, Any, Finding]]]) -> Iterator[Finding]:
-    """Run the trials one after the other, by name; an error that ends a trial is a finding too."""
+    """Run trials one after another, and yield their findings. If an error ends a trial, yield a finding about this
+    error.
+
+    The keys of `trials` are the names of the attacks.
+    """
     for name, trial in trials.items():
         try:
             yield uvloop.run(trial())
-        except Exception as error:  # noqa: BLE001  (the others are still to come)
+        except Exception as error:  # noqa: BLE001  (the other trials must still run)
             yield Finding(f"{name} against all", "ended with an error", f"{type(error).__name__}: {error}", held=False)
 
 
 async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Serving) -> Finding:
-    """Measure honest traffic, alternately without and with an attack; close the traffic, and check the result."""
+    """Measure honest traffic, in turn without and with an attack. Close the traffic, and return the finding."""
     await traffic.turn(WARM_UP_SECONDS)
     worker = serving.child("web-1")
     failed, sent = traffic.failures, traffic.sent
@@ -202,7 +227,7 @@ async def tried(case: Case, traffic: Honest, attacker: Attacker, serving: Servin
 
 
 async def _heaviest(process: int) -> float:
-    """When cancelled, return the largest memory that the process had."""
+    """When cancelled, return the largest memory of the process since the call, in MiB."""
     heaviest = 0.0
     try:
         while True:
@@ -218,7 +243,7 @@ async def _ended(weighing: asyncio.Task[float]) -> float:
 
 
 async def _recovered(traffic: Honest, first: Latencies) -> None:
-    """Before the next turn without the attack, wait until the traffic is fast again, but at most RECOVERY_SECONDS."""
+    """Wait until the traffic is fast again after an attack, but at most RECOVERY_SECONDS."""
     deadline = time.monotonic() + RECOVERY_SECONDS
     while time.monotonic() < deadline:
         turn = await traffic.turn(1)
@@ -227,7 +252,7 @@ async def _recovered(traffic: Honest, first: Latencies) -> None:
 
 
 def judged(case: Case, measured: Measured, tally: Tally) -> Finding:
-    """Check that the attack sent its minimum, and check the cost for the honest traffic."""
+    """Return the finding: whether the attack was strong enough, and the honest traffic did not suffer."""
     kinds = [_judged(kind, measured) for kind in measured.without[0]]
     left, is_right = case.check(tally) if case.check else ("", True)
     figures = [*(figure for figure, _ in kinds), *_figures(measured), _told(tally), *filter(None, [left])]
@@ -263,7 +288,7 @@ def _judged(kind: str, measured: Measured) -> tuple[str, bool]:
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    """Return the median; None if there was a turn without an answer."""
+    """Return the median, or None if one of the values is None."""
     return median(one for one in values if one is not None) if None not in values else None
 
 
@@ -276,7 +301,7 @@ def _floor(kind: str) -> float:
 
 
 def _floors(measured: Measured) -> str:
-    """Return the floors as text: that of heartbeats, and that of all other traffic."""
+    """Return the floors of all kinds of traffic, as text."""
     floors = dict.fromkeys(milliseconds(_floor(kind)) for kind in measured.without[0])
     return ", ".join(floors)
 

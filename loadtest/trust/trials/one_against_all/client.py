@@ -1,4 +1,8 @@
-"""One client without a credential against all: logins, dead tokens, guesses, pipelined requests, idle connections."""
+"""One client without a credential does not harm others, whatever it sends.
+
+The attacks are logins, invented sessions, dead enrollment tokens, pipelined requests, guesses, idle connections and
+requests for the readiness.
+"""
 
 import asyncio
 import resource
@@ -26,7 +30,7 @@ from nexmdm.client.http_client import FleetClient
 HEARTBEATS_PER_SECOND: Final = 150
 LOGINS: Final = 40
 LOGIN_SECONDS: Final = 6
-"""The seconds of each attack by logins. Five rounds of such an attack take half a minute, as the promise states."""
+"""The length of each attack by logins. Five of these attacks take half a minute, which is the time in the promise."""
 
 SESSIONS: Final = 300
 DEAD_TOKENS_PER_SECOND: Final = 20
@@ -36,20 +40,22 @@ MOST_COUNTERS: Final = 200
 """The number of rows that guesses from one network may add to the table of counters."""
 
 MOST_TRIED: Final = 250
-"""The number of guesses that may be checked: 60 a minute for two minutes, and the guesses in progress at the limit."""
+"""The number of guesses that the server may check: 60 a minute for two minutes, and the guesses in progress at the
+limit."""
 
 IDLE: Final = 12_000
 IDLE_GROWN_MEBIBYTES: Final = 150
 FILES_TO_SPARE: Final = 500
 READINESS_PER_SECOND: Final = 325
 PROXY: Final = "127.0.7.1"
-"""The address of the guesses, as through a proxy that forwards the guessers' addresses."""
+"""The address from which the guesses come. It stands for a trusted proxy that forwards the addresses of the attackers.
+"""
 
 _TOKENS: Final = "/admin/enrollment-tokens"
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Let clients without a credential attack, one kind after the other."""
+    """Let clients without a credential attack, one kind of attack after another."""
     with beside.served(folder, TRUSTED_PROXIES=PROXY) as (serving, members), serving.admin() as admin:
         yield from beside.each({name: partial(tried, serving, members, admin) for name, tried in _ATTACKS.items()})
 
@@ -102,7 +108,10 @@ async def _dead_tokens(serving: Serving, members: list[Member], admin: FleetClie
 
 
 def _dead(admin: FleetClient) -> list[str]:
-    """Return enrollment tokens that are not valid any more: expired (after a second), used up, revoked."""
+    """Return three enrollment tokens that are not valid: an expired token, a used token and a revoked token.
+
+    The first token expires after 1 s.
+    """
     expired, spent, revoked = (admin.post(_TOKENS, {"expires_in_seconds": seconds}) for seconds in (1, 600, 600))
     bearer = {"Authorization": f"Bearer {spent['enrollment_token']}"}
     httpx.post(f"{admin.url}/v1/register", json={"hardware_id": "spends-it"}, headers=bearer).raise_for_status()

@@ -15,14 +15,14 @@ from loadtest.testbed.connections import Server
 from loadtest.trust.trials.one_against_all.order import ROUND_TRIP_SECONDS, Order, Tally
 
 PIPELINED: Final = 7400
-"""The number of unanswered requests on a connection."""
+"""The number of requests that a connection sends before it waits for answers."""
 
 OPENED_PER_SECOND: Final = 4000
 REOPENED_PER_SECOND: Final = 200
-"""The rate at which idle connections are opened, and later replaced if the server closes them."""
+"""The rate at which silent connections are opened again after the server has closed them."""
 
 SETTLED_SECONDS: Final = 1
-"""Connections count as open when the server has closed none of them for this time."""
+"""The silent connections are settled if the server has closed none of them for this time."""
 
 _TICK_SECONDS: Final = 0.005
 _STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3})")
@@ -31,9 +31,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class _Pipelining(asyncio.Protocol):
-    """A connection with thousands of requests at a time; it reads their answers, then sends the same number of requests
-    again.
-    """
+    """A connection that sends thousands of requests together, reads all answers, and sends the requests again."""
 
     def __init__(self, heads: bytes, tally: Tally) -> None:
         self._heads = heads
@@ -44,7 +42,7 @@ class _Pipelining(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's connections have none at first.
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not an instance of this type.
         self._write()
 
     def data_received(self, data: bytes) -> None:
@@ -91,8 +89,9 @@ async def _fill(server: Server, source: str, heads: bytes, tally: Tally) -> None
 
 
 class _Crowd:
-    """Silent connections. Each is a plain socket: with asyncio, each connection would cost a third of a millisecond of
-    a core.
+    """Silent connections as plain sockets.
+
+    With asyncio, each connection would need a third of a millisecond of a core.
     """
 
     def __init__(self, server: Server, source: str, tally: Tally) -> None:
@@ -109,7 +108,7 @@ class _Crowd:
         """Begin to open one more connection."""
         one = socket.socket()
         one.setblocking(False)
-        # The connection is cut at the end of a turn; so its port is not kept for a minute.
+        # With this option, close() cuts the connection, and the system does not keep its port for a minute.
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.bind(self._source)
         one.connect_ex(self._address)
@@ -118,7 +117,7 @@ class _Crowd:
         self._tally.sent += 1
 
     def look(self) -> None:
-        """Read the received data, and release the connections that the server has closed."""
+        """Read the received data, and remove the connections that the server has closed."""
         for descriptor, _ in self._ready.poll(0):
             said = b""
             with suppress(OSError):
@@ -129,14 +128,16 @@ class _Crowd:
         self._tally.held = max(self._tally.held, len(self))
 
     def close(self) -> None:
-        """Cut all connections."""
         self._ready.close()
         for one in self._sockets.values():
             one.close()
 
 
 async def hold(order: Order, tally: Tally) -> None:
-    """Open this number of connections, and replace some of those that the server closes, until cancelled."""
+    """Keep `order.connections` silent connections open, until cancelled.
+
+    If the server closes connections, up to REOPENED_PER_SECOND of them are replaced in a second.
+    """
     with closing(_Crowd(Server.of(order.url), order.sources[0], tally)) as crowd:
         await _open(crowd, order, tally, OPENED_PER_SECOND, until=order.connections)
         await _settle(crowd)
@@ -145,7 +146,7 @@ async def hold(order: Order, tally: Tally) -> None:
 
 
 async def _open(crowd: _Crowd, order: Order, tally: Tally, per_second: float, *, until: float = inf) -> None:
-    """Open the missing connections, until this number of connections was opened in total."""
+    """Open the missing connections, until `until` connections were opened in total."""
     began, before = time.monotonic(), tally.sent
     while tally.sent < until:
         due = (time.monotonic() - began) * per_second - (tally.sent - before)
@@ -156,7 +157,7 @@ async def _open(crowd: _Crowd, order: Order, tally: Tally, per_second: float, *,
 
 
 async def _settle(crowd: _Crowd) -> None:
-    """Wait until the server closes no more connections; it needs some time to refuse thousands of them."""
+    """Wait until the server closes no more connections. The server needs some time to refuse thousands of them."""
     left, since = len(crowd), time.monotonic()
     while time.monotonic() < since + SETTLED_SECONDS:
         await asyncio.sleep(_TICK_SECONDS)

@@ -1,4 +1,4 @@
-"""Honest traffic: the heartbeats of a fleet, and the requests of admins, new phones and pushes at the same time."""
+"""Honest traffic: the heartbeats of a fleet, and the requests of admins and new phones, and pushes."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from loadtest.testbed.connections import ANSWER_SECONDS, Pool, Server, understoo
 from nexmdm.client.http_client import FleetClient
 
 PUSH_SECONDS: Final = 10
-"""The time in which a push must reach FCM; a push that takes longer has failed."""
+"""The longest time until a push must reach FCM. If a push takes longer, it counts as failed."""
 
 COMMAND: Final = "/admin/command"
 _TICK_SECONDS: Final = 0.005
@@ -24,23 +24,23 @@ _COMMAND_SECONDS: Final = 60
 
 
 class Traffic(Protocol):
-    """Requests of one kind in an open loop: latency counts from the due time."""
+    """Honest requests of one kind in an open loop. Latency counts from the due time."""
 
     failures: Counter[str]
 
     @property
     def sent(self) -> int:
-        """The number of requests."""
+        """The number of requests that were sent."""
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send for this time, await the answers, and return the latencies of the successful requests."""
+        """Send requests for `seconds`, wait for all answers, and return the latencies of the successful requests."""
 
     def close(self) -> None:
-        """Release open connections."""
+        """Release open connections and files."""
 
 
 class Steady:
-    """Requests at an even rate, each over its own connection, like the requests of new clients."""
+    """Requests at an even rate. Each request uses a new connection, as the requests of new clients do."""
 
     def __init__(self, url: str, per_second: float, request: Callable[[int], bytes]) -> None:
         """`request` returns the bytes of a request by its number."""
@@ -51,13 +51,13 @@ class Steady:
         self.failures: Counter[str] = Counter()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send for this time, await the answers, and return the latencies of the successful requests."""
+        """Send requests for `seconds`, wait for all answers, and return the latencies of the successful requests."""
         latencies = Histogram()
         await at_even_pace(seconds, self._per_second, lambda due: self._once(due, latencies))
         return latencies
 
     def close(self) -> None:
-        """Do nothing: each connection was closed after its answer."""
+        """Do nothing, because each connection was closed after its answer."""
 
     async def _once(self, due: float, latencies: Histogram) -> None:
         self.sent += 1
@@ -69,7 +69,10 @@ class Steady:
 
 
 async def at_even_pace(seconds: float, per_second: float, once: Callable[[float], Coroutine[Any, Any, None]]) -> None:
-    """Begin `once` with each due time within this number of seconds, and return when all have ended."""
+    """Call `once` at each due time within `seconds`, and return when all calls have ended.
+
+    The argument of `once` is the due time, on the monotonic clock.
+    """
     began, due = time.monotonic(), time.monotonic()
     async with asyncio.TaskGroup() as tasks:
         while due < began + seconds:
@@ -79,7 +82,10 @@ async def at_even_pace(seconds: float, per_second: float, once: Callable[[float]
 
 
 async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
-    """Send a request over its own connection; return the error (empty if there is none) and the answer."""
+    """Send a request over a new connection. Return the error and the JSON of its answer.
+
+    The error is empty if the status is 200.
+    """
     pool = Pool(server, 1, strict=True)
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -91,7 +97,7 @@ async def answer(server: Server, request: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def calls(admin: FleetClient, *targets: str, per_second: float = 2) -> Steady:
-    """Return an admin who alternately creates an enrollment token and reads it."""
+    """Return an admin whose requests create an enrollment token and read each of `targets`, in turn."""
     server, work = (
         Server.of(admin.url),
         [("POST", "/admin/enrollment-tokens"), *(("GET", target) for target in targets)],
@@ -106,21 +112,21 @@ def calls(admin: FleetClient, *targets: str, per_second: float = 2) -> Steady:
 
 
 def probes(url: str, *, per_second: float = 5) -> Steady:
-    """Return a client that asks /healthz."""
+    """Return a client that requests /healthz."""
     head = Server.of(url).head("GET", "/healthz", {})
     return Steady(url, per_second, lambda _: head + with_body(b""))
 
 
 def registrations(url: str, enrollment_token: str, *, per_second: float = 1) -> Steady:
-    """Return new phones that register, each with its own hardware id."""
+    """Return new phones that register, each with a new hardware id."""
     head = Server.of(url).head("POST", "/v1/register", {"Authorization": f"Bearer {enrollment_token}"})
     return Steady(url, per_second, lambda number: head + with_body(b'{"hardware_id":"honest-%d"}' % number))
 
 
 class Pushes:
-    """Commands at an even rate to good phones, measured from the due time to the push's arrival at FCM.
+    """Commands to good phones at an even rate. Latency counts from the due time to the arrival of the push at FCM.
 
-    `also` contains further devices for each command, and may change during a run.
+    Each command also goes to the devices whose ids are in `also`. The caller may change `also` during a run.
     """
 
     def __init__(self, admin: FleetClient, members: Sequence[Member], journal: Path, *, per_second: float) -> None:
@@ -132,14 +138,16 @@ class Pushes:
         self._journal = JournalTail(journal)
         self._arrived: defaultdict[str, dict[str, float]] = defaultdict(dict)
         self.answers: Counter[str] = Counter()
-        """The answers of FCM to the pushes to the further devices."""
+        """The answers of FCM to the pushes to the devices in `also`."""
 
         self.also: Sequence[str] = ()
         self.sent = 0
         self.failures: Counter[str] = Counter()
 
     async def beat(self, seconds: float) -> Histogram:
-        """Send commands for this time, await the pushes, and return their latencies."""
+        """Send commands for `seconds`, wait for their pushes, and return the latencies of the pushes to the good
+        phones.
+        """
         latencies = Histogram()
         watching = asyncio.create_task(self._watch())
         try:
@@ -182,34 +190,34 @@ class Pushes:
 
 
 Latencies = Mapping[str, float | None]
-"""The 99th percentile of each kind of traffic in a turn, in seconds; None: there was no answer."""
+"""The p99 of each kind of traffic in one turn, in seconds. None: there was no answer."""
 
 
 class Honest:
-    """Traffic of several kinds at the same time."""
+    """Honest traffic of several kinds, which is sent in parallel."""
 
     def __init__(self, traffic: Mapping[str, Traffic]) -> None:
         self._traffic = traffic
 
     async def turn(self, seconds: float) -> Latencies:
-        """Send all kinds for this time, and return the latencies by kind."""
+        """Send requests of all kinds for `seconds`, and return the p99 of each kind."""
         found = await asyncio.gather(*(one.beat(seconds) for one in self._traffic.values()))
         return {name: latencies.percentile(99) for name, latencies in zip(self._traffic, found, strict=True)}
 
     @property
     def sent(self) -> int:
-        """The number of requests and pushes."""
+        """The number of requests and pushes of all kinds."""
         return sum(one.sent for one in self._traffic.values())
 
     @property
     def failures(self) -> Counter[str]:
-        """The failures, by kind and reason."""
+        """The number of failures, by kind of traffic and error."""
         failures: Counter[str] = Counter()
         for name, one in self._traffic.items():
             failures.update({f"{name}: {error}": count for error, count in one.failures.items()})
         return failures
 
     def close(self) -> None:
-        """Release open connections."""
+        """Release open connections and files."""
         for one in self._traffic.values():
             one.close()

@@ -1,4 +1,4 @@
-"""The order for an attack, and its counts."""
+"""The order that starts an attack, and the counts of the attack."""
 
 import asyncio
 from collections import Counter
@@ -8,15 +8,21 @@ from typing import Final
 from loadtest.testbed.connections import NO_ANSWER
 
 ROUND_TRIP_SECONDS: Final = 0.04
-"""The pause of an attacker between an answer and its next request, as if the attacker were far away."""
+"""The pause of an attacker between an answer and its next request. With this pause, the attacker seems to be far away.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An attack of a kind of `attacks.ATTACKS`: its server, addresses, and total number of connections.
+    """An attack that a separate process carries out.
 
-    `per_second` is its rate. Without a rate, each connection sends the next request after the last answer. `tokens` are
-    the bearer tokens, used one after the other.
+    - `kind`: a key of `attacks.ATTACKS`.
+    - `url`: the address of the attacked server.
+    - `sources`: the local addresses of the attacker.
+    - `connections`: the number of all connections.
+    - `per_second`: the rate of requests; 0: each connection sends its next request after the last answer.
+    - `tokens`: the bearer tokens, which are used in turn.
+    - `request_id`: the command that the attacker reports on.
     """
 
     kind: str
@@ -30,8 +36,11 @@ class Order:
 
 @dataclass(slots=True)
 class Tally:
-    """The number of requests sent (or of connections opened), the number of connections open at a time, and the
-    answers.
+    """The counts of an attack.
+
+    - `sent`: the number of requests, or of opened connections.
+    - `held`: the largest number of connections that were open together.
+    - `answers`: the answers, counted by status or by the reason why there was no answer.
     """
 
     sent: int = 0
@@ -40,9 +49,7 @@ class Tally:
     under_way: asyncio.Event = field(default_factory=asyncio.Event)
 
     def note(self, status: int, body: bytes) -> None:
-        """Count an answer by its status, with a note if a server error is not JSON; or by the reason why there was no
-        answer.
-        """
+        """Count an answer. An answer of 500 or above that is not JSON counts separately."""
         not_json = " not JSON" if status >= 500 and not body.startswith(b"{") else ""
         self.answers[body.decode() if status == NO_ANSWER else f"{status}{not_json}"] += 1
 

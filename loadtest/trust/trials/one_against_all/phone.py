@@ -1,4 +1,4 @@
-"""The attacks of one enrolled phone: endless reports on one delivery, and endless rotations of its token."""
+"""One enrolled phone that sends reports or rotates its token without end does not harm others."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -20,15 +20,15 @@ from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_SECOND: Final = 150
 CONNECTIONS: Final = 8
-"""The phone's connections: with the round trip of order.py, they allow up to 200 requests a second, the rate of a bad
-phone that was once observed."""
+"""The number of connections of the bad phone. With the pause of order.py, they allow up to 200 requests a second. A
+real bad phone once had this rate."""
 
 LEAST_PER_SECOND: Final = 4
-"""The least number of requests that the phone must send. The number is low, because a server may answer slowly."""
+"""The least number of requests a second that the phone must send. It is low, because the server may answer slowly."""
 
 MOST_KEPT: Final = 102
-"""The reports of a delivery that are stored: the first hundred, the first final report and the first late final
-report."""
+"""The largest number of stored reports of a delivery: the first hundred, the first final report and the first late
+final report."""
 
 _REPORTS: Final = """
     SELECT count(*) FROM commands_report
@@ -38,7 +38,7 @@ _REPORTS: Final = """
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Let one phone of a fleet misbehave, in two ways."""
+    """Let one phone of a fleet attack, in two ways."""
     with beside.served(folder) as (serving, members), serving.admin() as admin:
         bad, *good = members
         attacks = {"reports": _reports, "rotations": _rotations}
