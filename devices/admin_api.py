@@ -133,8 +133,9 @@ def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> S
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
     """Create an enrollment token. Only this answer, and the answer to its repeat, contains the token's text.
 
-    `provisioning` is the content of the QR code with which Android's setup wizard installs the agent as device owner
-    and passes the token to the agent. `provisioning` is null unless the server has `PUBLIC_URL` and `AGENT_COMPONENT`.
+    `provisioning` is the content of the QR code for Android's setup wizard. With this content, the setup wizard
+    installs the agent as device owner, and gives the agent the enrollment token. `provisioning` is null unless the
+    server has the settings `PUBLIC_URL` and `AGENT_COMPONENT`.
     """
 
     def work() -> WriteResult[Any]:
@@ -170,7 +171,7 @@ async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) 
 )
 @summarized(by_path("revoke_enrollment_token", TOKEN))
 async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Revoke an enrollment token. The devices that registered with it stay."""
+    """Revoke an enrollment token. Devices that registered with this token stay active."""
     return await caller_of(request).run(lambda: WriteResult(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))
 
 

@@ -47,9 +47,10 @@ class Target:
     everyone: bool = False
 
     def where(self) -> tuple[str, dict[str, Any]]:
-        """Return the SQL condition on devices_device that selects this target's active devices, and its parameters.
+        """Return an SQL condition that selects the active devices of the target, and its parameters.
 
-        Resolve aliases first, by lock_named().
+        The condition is for rows of devices_device. Raises ValueError for a target with aliases: lock_named() replaces
+        aliases by ids.
         """
         if self.aliases:
             raise ValueError("resolve aliases first, by lock_named()")

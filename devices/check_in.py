@@ -207,12 +207,12 @@ async def submit(record: HeartbeatRecord) -> Outcome:
 
 
 async def check_in(token: tokens.Token, fields: Heartbeat, notes: Sequence[Note], client: str) -> bytes | InvalidToken:
-    """Record a heartbeat and return its answer as JSON, after the commit; or the error of a token that is not valid.
+    """Record a heartbeat. After the commit, return its answer as JSON. For an invalid token, return InvalidToken.
 
-    That error is returned, not raised: when many wrong tokens arrive, each raised error makes work for the garbage
-    collector. `notes` lists the fields of the body that were repaired or dropped. `client` is the address, for the
-    gates in front of expensive work. Raises DeviceRevoked, BcryptBusy, Overloaded, Draining, and the errors of the
-    database.
+    InvalidToken is returned and not raised, because raised errors make work for the garbage collector. With many
+    invalid tokens, this work is considerable. `notes` lists the fields of the body that were repaired or dropped.
+    `client` is the network address of the phone. The limits on database work count by this address. Raises
+    DeviceRevoked, GateFull, Overloaded, Draining, and the errors of the database.
     """
     began_at = time.monotonic()
     outcome = await submit(build_record(token, fields))

@@ -26,7 +26,10 @@ class HeartbeatRecord:
     push_target: PushTarget | None = None
 
     def merge(self, later: "HeartbeatRecord") -> bool:
-        """Merge a later heartbeat with the same token into this one; its fields override the earlier ones."""
+        """Merge a later heartbeat with the same token into this one, and return True.
+
+        Each field that `later` has replaces the earlier value.
+        """
         self.status = self.status if later.status is None else later.status
         self.agent_version = self.agent_version if later.agent_version is None else later.agent_version
         if later.push_target_sent:
