@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend, extended for poolers, demoted primaries and servers that vanish without a message."""
+"""NexMDM's database backend for Django: its PostgreSQL backend with deadlines and support of poolers."""
