@@ -145,7 +145,7 @@ class TagFilter(ExactTextFilter):
     columns: ClassVar = {"tag": "tags__contains"}
 
     def value_of(self, text: str) -> Any:
-        """Return a list with the tag, for the condition that the device's tags contain it."""
+        """Return a list with the tag, because the filter compares it with a list of tags."""
         return [text]
 
 
@@ -328,9 +328,7 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
 
     @admin.display(description="audit")
     def audit_entries(self, token: EnrollmentToken) -> SafeString:
-        """Return two links to audit entries: entries that name the token, and entries of the minutes in which it was
-        created.
-        """
+        """Return two links to audit entries: about this token, and about enrollment tokens created at the same time."""
         about = link_to_list(AuditEntry, "Signed requests about this enrollment token", q=token.pk)
         first, last = (f"{token.created_at + one:%Y-%m-%dT%H:%M}" for one in (-_MINUTE, 2 * _MINUTE))
         made = link_to_list(

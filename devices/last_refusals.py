@@ -1,4 +1,4 @@
-"""The last refusal of each device, so that an admin can find out why a phone does not work."""
+"""The last refusal of each device. With it, an admin can find out why a phone does not work."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ import orjson
 from nexmdm.common import database
 
 PAUSE: Final = timedelta(minutes=1)
-"""The shortest time between two writes of a device's row, however often the server refuses its phone."""
+"""The shortest time between two writes of one device's row."""
 
 # Ordered by id, so that concurrent writers lock rows in the same order. An older refusal never replaces a later one.
 _WRITE: Final = """
@@ -34,7 +34,7 @@ _WRITE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class LastRefused:
-    """A refusal to be written; `age` is its age in seconds."""
+    """A refusal to be stored. `age` is the time in seconds since the refusal."""
 
     device_id: UUID
     age: float
@@ -43,9 +43,10 @@ class LastRefused:
 
 
 def write(refused: Iterable[LastRefused]) -> list[UUID]:
-    """Write the last refusals of devices, one each; return the devices whose row was written less than PAUSE ago.
+    """Store last refusals, at most one for each device. The function runs one statement.
 
-    The caller must write these again when PAUSE is over. Costs one statement.
+    Returns the devices whose row was written less than PAUSE ago. The caller must write their refusals again after
+    PAUSE.
     """
     rows = [asdict(one) for one in refused]
     held_back = database.rows(_WRITE, {"refused": orjson.dumps(rows).decode(), "pause": PAUSE})

@@ -175,7 +175,7 @@ _MARK: Final = f"""
 
 
 def mark_dead(deaths: Sequence[Death]) -> list[UUID]:
-    """Store that FCM called these push targets dead. Return the devices that have them now.
+    """Store that FCM called these push targets dead. Return the devices that have these push targets now.
 
     A FID is not dead if its device registered the FID after the push was sent: FCM's answer is about the earlier
     registration. The caller must open a transaction.
@@ -227,7 +227,7 @@ def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> li
 
 
 def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
-    """Delete the push targets of an installation from all devices but one. Return the ids of these devices.
+    """Delete the push targets of an installation, except the push target of one device. Return the other devices.
 
     sharing() defines which device keeps its push target. The caller must open a transaction.
     """

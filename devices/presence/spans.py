@@ -1,7 +1,8 @@
-"""The spans in which devices are online. A heartbeat begins a span. The dispatcher ends a span after 2.5 intervals.
+"""The spans in which devices are online. A heartbeat begins a span.
 
-A transaction that changes `online_from` must first lock the presence row of the device, and then read this row in
-another statement. So each span begins and ends only once, and has one event for its beginning and one for its end.
+If no heartbeat comes for 2.5 intervals of service time, the dispatcher ends the span. A transaction that changes
+`online_from` must first lock the presence row of the device, and then read this row in another statement. So each span
+begins and ends only once, and has one event for its beginning and one event for its end.
 """
 
 from datetime import timedelta
@@ -29,7 +30,7 @@ LOCK: Final = """
 
 
 def was_online(presence: str) -> str:
-    """Return the SQL condition that a heartbeat at this moment continues the span of its device.
+    """Return an SQL condition. It is true if a heartbeat at this moment continues the span of its device.
 
     `presence` names the locked presence row. The condition is also true for a device that was online before spans
     existed.
@@ -111,7 +112,8 @@ def _end() -> str:
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` spans that ended more than `kept` ago. Return the number of deleted spans.
 
-    Service gaps that ended more than `kept` ago are deleted too. A gap stays while it still keeps a device online.
+    Service gaps that ended more than `kept` ago are deleted too. A service gap stays as long as a device may be online
+    because of it.
     """
     database.execute(
         f"""
