@@ -20,7 +20,7 @@ from nexmdm.common import database
 class Claim:
     """A well-formed token without its secret: its prefix, the id in the token, and digests of the token.
 
-    proved() compares the digests with the database. There is one digest for each configured key.
+    proved() compares the digests with the database. A device token has one digest for each configured key.
     """
 
     prefix: str
@@ -62,9 +62,10 @@ def of(text: str) -> Claim | None:
 
 
 def proved(asked: Collection[Claim]) -> set[Claim]:
-    """Return the claims whose token is genuine: a device token that is not replaced, or an enrollment token.
+    """Return the claims whose token is genuine. The function runs one statement.
 
-    The token of a revoked device is genuine too. The function runs one statement.
+    Genuine are enrollment tokens, the device tokens of all devices, also revoked ones, and new device tokens after a
+    rotation.
     """
     found = list(asked)
     rows = [row for position, claim in enumerate(found) for row in _rows(position, claim)]

@@ -2,9 +2,10 @@
 
 A device's row contains two values with which a token can be checked. `token_hash` is a bcrypt hash, and always decides.
 `token_digest` is an HMAC under a key that is derived from SECRET_KEY. The SQL expression VERDICT compares digests only.
-VERDICT is `unsettled` if the row has no digest, if the digest was made under another key, or if a new credential waits
-for its first use after a rotation. In this case, the caller calls token_check.check_fully(), which writes a new digest.
-Then the caller tries its work again.
+If the digests are equal, the verdict is `good` or `revoked`. If they differ, the verdict is `wrong`, or `unsettled` if
+VERDICT cannot decide. VERDICT cannot decide in three cases: the row has no digest, the digest was made under another
+key, or a new credential waits for its first use after a rotation. In these cases, the caller must call
+token_check.check_fully(), which writes a new digest, and then try its work again.
 """
 
 import hmac
@@ -47,7 +48,7 @@ class DeviceRevoked(DomainError):
     def __init__(self, device_id: UUID | None = None) -> None:
         super().__init__()
         self.device_id = device_id
-        """The id of the device, or None if the caller knows the id from the token."""
+        """The id of the device, or None if the token of the request contains the id."""
 
 
 class NeedsFullCheck(Exception):
@@ -134,7 +135,7 @@ def error_of(verdict: str) -> Exception | None:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """One of a device's valid credentials, as the row stores the credential. A device has at most two.
+    """A valid credential of a device, as the device's row stores it. A device has at most two valid credentials.
 
     `is_next` is true for the new credential after a rotation, before its first use.
     """
@@ -252,7 +253,7 @@ def replaced_by(secret: NewSecret, device_id: UUID, generation: int) -> dict[str
 
 
 def forget_unused_next() -> int:
-    """Delete new credentials that were not used within NEXT_LIVES after their rotation. Return the number of devices."""
+    """Delete new credentials that were not used within NEXT_LIVES after their rotation. Return their number."""
     return Device.objects.filter(next_expires_at__lte=Now()).update(**NO_NEXT)
 
 

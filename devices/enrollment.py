@@ -24,8 +24,8 @@ from nexmdm.common.identity import comparison_key
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
 """The time in which a phone may repeat its registration with an enrollment token for several devices.
 
-A repeat replaces the credentials of the phone. So another client can take over the device within this time, if the
-client has the enrollment token and knows the hardware id.
+An enrollment token for one device has no such limit. A repeat replaces the credentials of the phone. So another client
+can take over the device in this time, if the client has the enrollment token and knows the hardware id.
 """
 
 
@@ -143,11 +143,11 @@ class Registration:
 class Enrolled:
     """The result of a registration.
 
-    - `device_token` and `command_key` are secrets, which only the answer to the registration contains.
-    - `re_enrolled`: a known phone has registered again, and not only repeated a registration after a lost answer.
-    - `replaced`: the device had earlier credentials, which no longer work.
-    - `earlier_address`: the network address from which the earlier credentials were requested, or None if it is
-      unknown.
+    - `device_token` and `command_key` are secrets. Only the answer to the registration contains them.
+    - `re_enrolled` is true if a known phone has registered again. It is false if a phone has only repeated its
+      registration after a lost answer.
+    - `replaced` is true if the device had earlier credentials, which no longer work.
+    - `earlier_address` is the network address that got the earlier credentials, or None if it is unknown.
     """
 
     device_id: UUID
@@ -159,9 +159,9 @@ class Enrolled:
 
 
 def check(presented: tokens.Token, registration: Registration) -> None:
-    """Raise the errors of register(), in the same order. The check needs no transaction and is cheap.
+    """Raise the errors of register(), in the same order. This check needs no transaction and is cheap.
 
-    A check without an error does not reserve anything: register() checks again.
+    The check reserves nothing: register() checks again.
     """
     token = _token(presented, EnrollmentToken.objects.all())
     device = next(iter(comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.all())), None)
@@ -172,11 +172,10 @@ def check(presented: tokens.Token, registration: Registration) -> None:
 def register(presented: tokens.Token, registration: Registration, secret: credentials.NewSecret) -> Enrolled:
     """Enroll a phone with a new secret, or enroll a known phone again.
 
-    After this function, the caller must write the push target by push_targets.assign() in the same transaction. The
-    checks have a fixed order. A refused registration does not use up the enrollment token. Registrations with one
-    enrollment token wait for each other. Registrations of one hardware id also wait for each other. Raises
-    InvalidEnrollmentToken, EnrollmentTokenExpired, EnrollmentTokenExhausted, EnrollmentTokenRevoked, DeviceRevoked,
-    HardwareKnown, AliasTaken.
+    After this function, the caller must write the push target by push_targets.assign() in the same transaction. A
+    refused registration does not use up the enrollment token. Registrations with one enrollment token wait for each
+    other. Registrations of one hardware id also wait for each other. Raises InvalidEnrollmentToken,
+    EnrollmentTokenExpired, EnrollmentTokenExhausted, EnrollmentTokenRevoked, DeviceRevoked, HardwareKnown, AliasTaken.
     """
     token = _token(presented, EnrollmentToken.objects.select_for_update())
     database.advisory_lock("hardware", registration.hardware_id)
@@ -293,7 +292,8 @@ def revoke(device_id: UUID, *, with_event: bool = True) -> bool:
     """Revoke a device. Return False if the device was revoked before. Raises UnknownDevice.
 
     From the next request on, the device's credentials do not work. The device's row stays locked until the transaction
-    ends. So no new command can be issued before the caller cancels the open commands.
+    ends. So no new command can be issued before the caller cancels the open commands. Without `with_event`, no event is
+    appended.
     """
     if not Device.objects.select_for_update().filter(id=device_id).exists():
         raise UnknownDevice

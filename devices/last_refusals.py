@@ -1,4 +1,4 @@
-"""The last refusal of each device. With it, an admin can find out why a phone does not work."""
+"""The last refusal of each device, so that an admin can find out why a phone does not work."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

@@ -54,9 +54,10 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
     """Register this phone. Only this answer contains its device token and its command key.
 
     If the answer is lost, register again with the same enrollment token before the device token is used. With an
-    enrollment token for several devices, repeat the registration within 15 minutes. A phone that the server knows needs
-    an enrollment token that was created with `re_enroll`. Such a phone keeps its `device_id`. Its old device token
-    stops working immediately, and its open commands are cancelled.
+    enrollment token for several devices, repeat the registration within 15 minutes. If the server already has a device
+    of this phone that is not retired, the enrollment token must have been created with `re_enroll`. A phone that
+    registers again keeps its `device_id`. Its old device token stops working immediately, and its open commands are
+    cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     registration = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)

@@ -88,7 +88,7 @@ class Key:
 
 
 def digest_keys() -> tuple[Key, ...]:
-    """Return the keys for token digests, the current key first. There is one key for SECRET_KEY and for each fallback."""
+    """Return the keys for token digests: the key of SECRET_KEY first, then the key of each fallback."""
     return _derive("token digest", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
 
 

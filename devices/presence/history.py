@@ -39,7 +39,7 @@ _SPANS: Final = """
 
 
 def read(device_id: UUID, since: datetime | None) -> PresenceHistory:
-    """Return the presence history of a device, from `since` on or from its first heartbeat on. Raises UnknownDevice."""
+    """Return the presence history of a device since `since`, or since its first heartbeat. Raises UnknownDevice."""
     statement = _PRESENCE.format(
         online_until=service_time.online_until("last_seen_at"), online_after=service_time.online_after()
     )

@@ -25,8 +25,8 @@ class CollapsedLog(Generic[E]):
     The first event with a key is written immediately. All equal events of the next second become one line at the end of
     this second. The line contains the first of these events and their number. The same rule applies to later seconds.
 
-    `write` is a function that writes one line for an event and a number. `most` is the number of keys from which on
-    has_room() returns False for a new key.
+    `write` is a function that writes one line for an event and a number. If lines for `most` keys exist, has_room()
+    returns False for further keys.
     """
 
     def __init__(self, write: Callable[[E, int], None], most: int) -> None:

@@ -1,4 +1,4 @@
-"""Functions through which all code uses the database. Async code must not use the database in any other way."""
+"""Functions for work on the database. Async code must use the database only through this module."""
 
 import random
 import time
@@ -53,7 +53,7 @@ LOOKUPS: Final = Gate(
     "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=TURN_SECONDS
 )
 """The gate for look-ups that any client can cause without a valid credential. Its keys are addresses. One address may
-have a quarter of the look-ups, because many phones behind it may register together.
+have a quarter of the waiting look-ups, because many phones behind it may register together.
 """
 
 REQUEST_SECONDS: Final = 9
@@ -73,8 +73,8 @@ DEADLOCK_TRIES: Final = 5
 def phones() -> Gate:
     """Return the gate for database work of clients that present a device token, valid or not. Its keys are addresses.
 
-    All these clients leave one connection for look-ups and the admin site. One address leaves another to other
-    addresses.
+    All these clients leave one connection for look-ups and the admin site. The clients of one address also leave one
+    connection for the clients of other addresses.
     """
     at_once = max(1, connection_turns.unsigned() - 1)
     return Gate(
@@ -88,9 +88,7 @@ def phones() -> Gate:
 
 
 def begin_request(client: str, began_at: float | None = None) -> None:
-    """Begin a request of `client`, which the gates count. Its deadline counts from `began_at` (monotonic time) or from
-    now.
-    """
+    """Begin a request of the address `client`. Its deadline is counted from `began_at` (monotonic time) or from now."""
     CLIENT.set(client)
     _request_ends_at.set((time.monotonic() if began_at is None else began_at) + REQUEST_SECONDS)
 

@@ -31,12 +31,13 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of
 log = structlog.get_logger()
 
 BUSY_SECONDS: Final = 1
-"""A process is busy if a flush follows another flush within this time. A busy process keeps its connection."""
+"""A process is busy if a flush begins within this time (in seconds) after the last flush. It then keeps its connection.
+"""
 
 HAS_OWN_THREAD = True
-"""Whether each group commit has a separate thread, so that no group commit waits for another one.
+"""Whether each group commit has a separate thread, so that no group commit waits for another group commit.
 
-Some tests run in one transaction, and so in one thread.
+Tests that run in one transaction need one thread for everything, and set this to False.
 """
 
 _EXPECTED_PER_SECOND: Final = 1000.0

@@ -21,7 +21,10 @@ def names_in(text: str) -> list[str]:
 
 
 def check_name(name: str) -> str:
-    """Return `name`. Raises ValueError if `name` is not a type, and not the beginning of type names followed by `*`."""
+    """Return `name` if it is a type, or the beginning of type names followed by `*`.
+
+    Raises ValueError for any other text.
+    """
     if name not in _NAMES and not _PREFIX.fullmatch(name):
         raise ValueError(
             "must be types of events, or beginnings of their names such as `device.*`. "

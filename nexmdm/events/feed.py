@@ -51,7 +51,7 @@ class Wanted(NamedTuple):
     types: Sequence[str] = ()
     device_id: UUID | None = None
     tags: Sequence[str] = ()
-    """If this is not empty, only events about devices that now have one of these tags are wanted."""
+    """If tags are given, only events about devices that now have one of these tags are wanted."""
 
 
 class Page(NamedTuple):

@@ -20,7 +20,7 @@ KEPT_CHARACTERS: Final = 4_000_000
 """The largest number of characters of device ids in memory. One id has 37 characters."""
 
 Key = tuple[int, int]
-"""A place in the feed: a transaction id and a row number. It is before this row, or before the first row after it."""
+"""A place in the feed: before the row with this transaction id and row number, or before the first row after it."""
 
 # The function is stable, so both places of the statement have the same horizon.
 _LOOK: Final = f"""

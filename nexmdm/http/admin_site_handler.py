@@ -32,8 +32,8 @@ waiting request waits for about 5 s.
 """
 
 REFUSAL_SECONDS: Final = 1
-"""The time in seconds before a refusal is sent. Without it, a client that repeats immediately would cost more than a
-client that is served.
+"""The time in seconds before a refusal is sent. Without this delay, a client that repeats immediately would cost more
+than a client that is served.
 """
 
 
@@ -69,7 +69,7 @@ class SiteHandler:
 
 
 async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
-    """Count an attempt to log in, then wait at the gate PASSWORDS. `held` leaves the gate when it is closed."""
+    """Count an attempt to log in, and then enter the gate PASSWORDS. The close of `held` leaves the gate."""
     logins.refuse_over_limit(turn.address)
     # Do not count an attempt that the gate refuses: in a flood, repeats would use up the address's limit of logins.
     PASSWORDS.check(turn.address)

@@ -19,8 +19,8 @@ LINGER_SECONDS: Final = 0.25
 """The shortest time that an idle connection stays open when the worker stops. The longest time is twice as long.
 
 A request may be on its way when the worker stops, and would be lost if the connection were closed immediately. The time
-is random, because uvloop reads nothing more from the connections that it closes in one turn. With many connections,
-such a turn takes milliseconds.
+is random, because uvloop reads nothing more from the connections that it closes in one turn of the event loop. With
+many connections, such a turn takes milliseconds.
 """
 
 

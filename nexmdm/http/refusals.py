@@ -1,8 +1,9 @@
 """The log of refusals: each answer 4xx or 503 is logged.
 
 The guard calls note() for each answer with an error. The protocol calls note_unread() for data that never became a
-request. Equal refusals within a second share one line. Refusals are equal if their code is the same, and their device
-is the same; without a device, their address must be the same. No line contains a token, a query or a header.
+request. Equal refusals within a second share one line. Two refusals are equal if they have the same code, the same
+principal and the same device. If the device is unknown, they must have the same address. No line contains a token, a
+query or a header.
 """
 
 import time

@@ -146,8 +146,8 @@ class AcceptingServer(uvicorn.Server):
         await super().startup(sockets)
 
     def _make_and_look(self, **given: Any) -> asyncio.Protocol:
-        """Create the protocol of a connection that uvicorn's server has accepted. Accept the waiting connections after
-        it.
+        """Create the protocol of a connection that uvicorn's server has accepted. Then accept the connections that
+        wait.
         """
         if not self._looks:
             self._looks = True

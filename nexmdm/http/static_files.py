@@ -20,8 +20,8 @@ from nexmdm.http.asgi_answers import Header, answer, refuse
 
 PREFIX: Final = "/static/"
 _SOURCE_MAPS: Final = "*.map"
-"""Source maps are not served. Only the development tools of a browser need them, and they are three quarters of all
-files.
+"""The pattern of source maps, which are not served. Source maps are three quarters of all files, and only the
+development tools of a browser need them.
 """
 
 _METHODS: Final = ("GET", "HEAD")

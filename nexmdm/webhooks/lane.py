@@ -30,7 +30,7 @@ a socket.
 
 FAILING_SLOTS: Final = SLOTS // 2
 """The largest number of failing webhooks that are served at the same time. A webhook is failing if its last attempt
-failed. The other slots stay free for other webhooks if many receivers hang.
+failed. If many receivers hang, enough slots stay free for all other webhooks.
 """
 
 FAILING_PER_LOOK: Final = 25

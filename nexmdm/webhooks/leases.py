@@ -87,8 +87,7 @@ class Results(NamedTuple):
 def claim(most: int, most_failing: int) -> list[Webhook]:
     """Take the leases of up to `most` webhooks that have something to send and no valid lease. Return these webhooks.
 
-    Of these webhooks, at most `most_failing` are webhooks whose last attempt failed. Webhooks without a failure are
-    taken first.
+    At most `most_failing` of the webhooks are failing: their last attempt failed. All other webhooks are taken first.
     """
     xid, row_id = feed.newest_readable()
     parameters = {"lease": uuid4(), "length": LEASE, "xid": str(xid), "id": row_id}

@@ -1,4 +1,4 @@
-"""Requests to the receivers of webhooks. Each webhook keeps one connection.
+"""Requests to the receivers of webhooks. For each webhook, at most one connection is kept for further requests.
 
 For a new connection, the host is resolved once, and each of its addresses is checked. The connection goes to one of
 these addresses. A later answer of the resolver has no effect. TLS verifies the certificate against the host name.

@@ -8,11 +8,11 @@ from nexmdm.models import Webhook
 
 LONGEST_WAIT_SECONDS: Final = 3600
 """The longest time between two attempts. The first wait is 2 s. Each further wait is twice as long as the wait before
-it. A random part of up to a fifth is subtracted from each wait, so that retries spread out.
+it. A random part of each wait, up to a fifth, is subtracted, so that retries spread out.
 """
 
 GIVES_UP_AFTER: Final = timedelta(hours=72)
-"""A failed attempt pauses the webhook if the first failed attempt in a row was this long ago."""
+"""If all attempts of this time have failed, the next failed attempt pauses the webhook."""
 
 _MOST_DOUBLINGS: Final = 12
 

@@ -1,4 +1,4 @@
-"""One object for each event loop, because code on one event loop cannot wake code that waits on another."""
+"""One object for each event loop, because code on one event loop cannot wake code on another event loop."""
 
 import asyncio
 from collections.abc import Callable

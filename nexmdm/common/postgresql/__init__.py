@@ -1,1 +1,1 @@
-"""NexMDM's database backend for Django: its PostgreSQL backend with deadlines and support of poolers."""
+"""NexMDM's database backend: Django's PostgreSQL backend with deadlines and with support of poolers."""

@@ -12,7 +12,7 @@ MARK: Final = "nexmdm.session"
 
 ISOLATION: Final = "default_transaction_isolation"
 _OF_SOCKETS: Final = "tcp_"
-"""The beginning of the names of settings for network connections. They belong to the pooler's own connections."""
+"""The beginning of the names of settings for network connections. A pooler has its own network connections."""
 
 _LISTS_OF_NAMES: Final = ("search_path", "temp_tablespaces")
 """Settings whose values are lists. Each part of a list must be quoted separately."""
