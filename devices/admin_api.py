@@ -60,12 +60,14 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
 
     A device that is not active has the presence `revoked` or `retired`. Before the first heartbeat, the presence is
     `never`. A device is `online` while its last heartbeat is younger than 2.5 heartbeat intervals, and `offline` after
-    this time. `offline_since` is the time when it became offline. The 2.5 intervals do not include service gaps, in
-    which no web worker ran. The filter `status` selects a presence. The filter `q` finds a part of an alias or hardware
-    id in upper or lower case, or the start of a device id. No character in `q` has a special meaning.
+    this time. `offline_since` is the time when the device became offline. The 2.5 intervals do not include service
+    gaps, in which no web worker ran.
 
-    `push` is the push health. `ok`: pushes work. `failing`: FCM accepted none of the last five or more pushes. `dead`:
-    FCM no longer knows the push target. `none`: the device has no push target. With every push health, a device gets
+    The filter `status` selects a presence. The filter `q` finds a part of an alias or of a hardware id, in upper or
+    lower case. `q` also finds the start of a device id. No character in `q` has a special meaning.
+
+    `push` is the push health. `failing`: FCM accepted none of the last five or more pushes. `dead`: FCM no longer knows
+    the push target. `none`: the device has no push target. `ok`: none of these. With every push health, a device gets
     its commands by heartbeat.
     """
     return respond(await run_in_db_thread(queries.devices, query))
@@ -205,8 +207,7 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     A retired device has the presence `retired`, not `revoked`. The history of the device stays. Its hardware may
     register again with any valid enrollment token, and gets the same `device_id`. A phone that reports a `wipe` as
     `succeeded` retires its device. `withdrawn` has the same meaning as in the answer to a revocation. If the device is
-    retired already, the answer is 200. In this case, only an alias can change: if the device has an alias from an
-    earlier version of NexMDM, the alias becomes free.
+    retired already, the answer is 200, and only an alias from an earlier version of NexMDM is freed.
     """
     caller = caller_of(request)
 

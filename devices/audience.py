@@ -65,7 +65,7 @@ class Target:
         return "revoked_at IS NULL", {}
 
 
-# Include revoked devices: revoked_at is read from the locked row.
+# Lock revoked devices too: only the locked row has the present value of revoked_at.
 _HOLD: Final = """
     SELECT id, revoked_at, retired_at FROM devices_device WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
 """

@@ -3,9 +3,13 @@
 A device's row contains two values with which a token can be checked. `token_hash` is a bcrypt hash, and always decides.
 `token_digest` is an HMAC under a key that is derived from SECRET_KEY. The SQL expression VERDICT compares digests only.
 If the digests are equal, the verdict is `good` or `revoked`. If they differ, the verdict is `wrong`, or `unsettled` if
-VERDICT cannot decide. VERDICT cannot decide in three cases: the row has no digest, the digest was made under another
-key, or a new credential waits for its first use after a rotation. In these cases, the caller must call
-token_check.check_fully(), which writes a new digest, and then try its work again.
+VERDICT cannot decide. VERDICT cannot decide in three cases:
+- The row has no digest.
+- The digest was made under another key.
+- After a rotation, the new credential waits for its first use.
+
+If the verdict is `unsettled`, the caller must call token_check.check_fully() and then try its work again. check_fully()
+writes a new digest.
 """
 
 import hmac
@@ -64,7 +68,8 @@ class Verdict(StrEnum):
     WRONG = "wrong"
 
 
-# `device` is the (left-joined) device row, `asked.digest` the digest under the key named %(digest_key)s.
+# `device` is the row of the device. It may come from a left join. `asked.digest` is the digest of the request's token
+# under the key with the short name %(digest_key)s.
 VERDICT: Final = """
     CASE
         WHEN device.token_digest = asked.digest AND device.token_digest_key = %(digest_key)s

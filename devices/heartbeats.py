@@ -27,7 +27,7 @@ class HeartbeatRecord:
     push_target: PushTarget | None = None
 
     def merge(self, later: "HeartbeatRecord") -> bool:
-        """Merge a later heartbeat with the same token into this one, and return True.
+        """Merge a later heartbeat with the same token into this heartbeat. Always return True.
 
         Each field that `later` has replaces the earlier value.
         """

@@ -13,7 +13,8 @@ from nexmdm.common import database
 PAUSE: Final = timedelta(minutes=1)
 """The shortest time between two writes of one device's row."""
 
-# Ordered by id, so that concurrent writers lock rows in the same order. An older refusal never replaces a later one.
+# Rows are written in the order of their ids, so that concurrent writers lock them in one order. An older refusal must
+# never replace a later refusal.
 _WRITE: Final = """
     WITH asked AS (
         SELECT asked.device_id, now() - asked.age * interval '1 second' AS at, asked.route, asked.code

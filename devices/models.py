@@ -74,8 +74,8 @@ def not_seen_after(moment: datetime) -> Q:
 
     For a device that never sent a heartbeat, the time of its enrollment counts.
     """
-    # Pass a value as the moment, not an expression: PostgreSQL's planner must know it. Keep the condition on the
-    # presence row, which every device has: with it, PostgreSQL can use an inner join and begin with either table.
+    # Pass the moment as a value and not as an expression, because PostgreSQL's planner must know the moment. Keep the
+    # condition on the presence row, although each device has one: with the condition, PostgreSQL can use an inner join.
     silent = Q(presence__last_seen_at__lte=moment) | Q(presence__last_seen_at=None, enrolled_at__lte=moment)
     return Q(presence__isnull=False) & silent
 
@@ -113,7 +113,7 @@ value.
 """
 
 UNKEYED: Final = Q(hardware_key=None) | Q(alias__isnull=False, alias_key=None)
-"""The condition for devices without comparison keys. The previous version of NexMDM writes such rows."""
+"""The condition for devices without comparison keys. The previous version of NexMDM writes rows without keys."""
 
 
 class Device(models.Model):
@@ -184,13 +184,13 @@ class Device(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(name="device_hardware_id", fields=["hardware_id"]),
             models.UniqueConstraint(name="device_alias", fields=["alias"]),
-            # By digest: a push token may be longer than an index entry.
+            # The constraint uses a digest, because a push token may be longer than an index entry.
             models.UniqueConstraint(MD5("push_token"), name="device_push_token_has_one_owner"),
             models.CheckConstraint(
                 name="device_dead_push_token_is_known",
                 condition=Q(push_token_dead_at=None) | Q(push_token__isnull=False),
             ),
-            # The previous version can reinstate a device, and does not know retirement.
+            # The previous version does not know retirement, and can reinstate any device.
             models.CheckConstraint(
                 name="device_retired_is_revoked",
                 condition=Q(retired_at=None) | Q(revoked_at__isnull=False),
@@ -257,7 +257,7 @@ class Presence(models.Model):
     sent no heartbeat since spans exist.
     """
 
-    # Add no index: every heartbeat writes this row. An update stays on its page only if no index has its columns.
+    # Add no index: every heartbeat writes this row. An update is cheap only if no index contains a changed column.
     device = models.OneToOneField(Device, on_delete=models.CASCADE, primary_key=True)
     last_seen_at = models.DateTimeField(null=True, blank=True)
     online_from = models.DateTimeField(null=True, blank=True)
@@ -274,8 +274,8 @@ class Presence(models.Model):
 class PresenceSpan(models.Model):
     """A span that has ended: a time in which a device was online, from a heartbeat until the moment it became offline.
 
-    A span that has not ended is in `Presence.online_from`. The table has no foreign key constraint, for the same reason
-    as LastRefusal.
+    The beginning of a span that has not ended is in `Presence.online_from`. The table has no foreign key constraint.
+    The docstring of LastRefusal explains why.
     """
 
     id = models.BigAutoField(primary_key=True)

@@ -126,8 +126,8 @@ def _register(
 async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResponse:
     """Get a new device token and command key. The old token and key work until the new token is first used.
 
-    If the new token is not used within 24 h, the new token and key are deleted, and the old token and key stay valid. A
-    second rotation before this first use replaces the new token and key. After 10 rotations of one device in an hour,
+    If the new token is not used within 24 h, the new token and key are deleted. The old token and key then stay valid.
+    A second rotation before this first use replaces the new token and key. After 10 rotations of one device in an hour,
     the server answers 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]

@@ -72,7 +72,7 @@ def _interval(length: timedelta) -> str:
 
 
 def _not_after_now(moment: str) -> str:
-    # LEAST alone would ignore a NULL.
+    # LEAST ignores a NULL, so LEAST alone would return now() for a NULL.
     return f"CASE WHEN {moment} IS NOT NULL THEN LEAST({moment}, now()) END"
 
 
@@ -132,7 +132,7 @@ def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
     """
     if target is not None:
         take_turns([target.value])
-    # Lock all rows in one statement, ordered by id. Two phones that swap their push targets would deadlock without it.
+    # Lock all rows in one statement, ordered by id. If not, two phones that swap their push targets would deadlock.
     others = Device.objects.none() if target is None else _of_one_installation(push_owner_digest(target.value))
     locked = (others | Device.objects.filter(id=device_id)).order_by("id").select_for_update(no_key=True)
     taken_from = [owner for owner in locked.values_list("id", flat=True) if owner != device_id]
@@ -205,7 +205,8 @@ def mark_dead(deaths: Sequence[Death]) -> list[UUID]:
 def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]:
     """Return up to `limit` installations whose push targets several devices have, as digests (PUSH_OWNER).
 
-    Only earlier versions of NexMDM wrote such rows. The function reads all devices: 0.2 s for 100,000 devices.
+    Only earlier versions of NexMDM gave several devices push targets of one installation. The function reads all
+    devices: 0.2 s for 100,000 devices.
     """
     devices = Device.objects.using(using).filter(push_token__isnull=False).order_by()
     shared = devices.values(owner=PUSH_OWNER).annotate(count=Count("id")).filter(count__gt=1)
@@ -227,7 +228,7 @@ def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> li
 
 
 def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
-    """Delete the push targets of an installation, except the push target of one device. Return the other devices.
+    """Delete the push targets of an installation from all devices except one. Return the changed devices.
 
     sharing() defines which device keeps its push target. The caller must open a transaction.
     """
@@ -258,7 +259,7 @@ def _forget(device_ids: Collection[UUID]) -> None:
 
 
 def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
-    # By MD5, as the unique index stores it.
+    # The unique index contains the MD5 of push targets.
     digests = [md5(push_token.encode(), usedforsecurity=False).hexdigest() for push_token in push_tokens]
     return Device.objects.alias(digest=MD5("push_token")).filter(digest__in=digests)
 

@@ -83,7 +83,7 @@ async def check_fully(token: tokens.Token) -> None:
 
 
 async def _check_by_bcrypt(token: tokens.Token) -> None:
-    # Read again: an earlier check of the same device may have rewritten the row.
+    # Read the credentials again: another check of this device may have rewritten the row during the wait at the gate.
     for verifier in await run_for_phone(credentials.verifiers, token.id):
         matches = verifier.matches_digest(token)
         if matches is None:

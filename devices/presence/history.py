@@ -53,8 +53,7 @@ def read(device_id: UUID, since: datetime | None) -> PresenceHistory:
     spans = _spans(device_id, since or begins)
     if len(spans) == MOST:
         begins = spans[0].begins
-    # The last span may be missing. A device that was online before spans existed has none. The spans of a device that
-    # has been offline for long are deleted.
+    # The last span may be missing: if the device was online before spans existed, or if retention has deleted it.
     if online_from is not None or not spans or spans[-1].ends < seen_at:
         spans.append(_Interval(online_from or seen_at, None if is_online else online_until))
     return _history(spans, service_time.gaps(since or begins), max(begins, since or begins), now)

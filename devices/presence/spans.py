@@ -75,7 +75,7 @@ def end_silent(limit: int) -> int:
     """End the spans of up to `limit` devices that are offline. Return the number of devices.
 
     A revoked device gets no event, because the server refuses its heartbeats. Presence rows that a heartbeat has locked
-    are skipped. If such a span must end, the heartbeat ends it, or the next call does.
+    are skipped: the heartbeat ends the span if necessary. If the heartbeat does not end it, a later call ends it.
     """
     held = database.rows(
         f"""

@@ -32,7 +32,7 @@ class CollapsedLog(Generic[E]):
     def __init__(self, write: Callable[[E, int], None], most: int) -> None:
         self._write = write
         self._most = most
-        # Ordered by due time.
+        # The lines are in the order of their due times.
         self._lines: dict[Hashable, _Line[E]] = {}
         self._timer = Timer(self.write_due)
 

@@ -103,13 +103,14 @@ class GroupCommit(Generic[Item, Outcome]):
 
     - `flush` records a batch, in a thread. It gets items sorted by key, and at most one item for each key. It returns
       one outcome or error for each item. If a deadlock ends `flush`, it is called again. If PostgreSQL refuses the data
-      of a batch, `flush` is called for each item alone. Items with the same key are recorded in the order in which they
-      came.
+      of a batch, `flush` is called for each item alone.
     - `flushed` is called on the event loop after each flush, with the outcomes and the seconds that the flush took.
     - `batch_size` is the largest number of items in a batch.
-    - `waiting_limit`: if this number of items waits, a further item is refused.
-    - `longest_wait_seconds`: a further item is also refused if more than one batch waits and the first item has waited
-      for longer than this time.
+    - `waiting_limit` is the number of waiting items from which on further items are refused.
+    - `longest_wait_seconds` is a second limit. A further item is refused if more than one batch waits, and the first
+      item has waited for longer than this time.
+
+    Items with the same key are recorded in the order in which they came.
     """
 
     def __init__(

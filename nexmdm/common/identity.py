@@ -98,8 +98,8 @@ def push_token(given: str) -> str:
 def push_owner(push_token: str) -> str:
     """Return the installation of a push target: the text before its first colon.
 
-    If this text is empty or there is no colon, the whole push target is returned. (FCM: a push token begins with the id
-    of its installation.)
+    If this text is empty or there is no colon, the whole push target is returned. In FCM, a push token begins with the
+    id of its installation.
     """
     return push_token.partition(":")[0] or push_token
 

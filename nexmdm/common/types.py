@@ -31,7 +31,7 @@ TOO_DEEP: Final = f"must not be nested deeper than {MAX_DEPTH}"
 MAX_INTEGER: Final = 2**63 - 1
 MIN_INTEGER: Final = -(2**63)
 MAX_UNKNOWN: Final = 100
-"""The largest number of unknown fields for which an error lists the fields."""
+"""The largest number of unknown fields that an error lists. For a body with more of them, the error lists no fields."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 

@@ -1,7 +1,7 @@
 """Epochs of the event feed. Events are ordered by transaction ids, which have a meaning only in one database.
 
-If a dump is restored into another database, the transaction ids of the restored events may be higher than all
-transaction ids of that database. So a new epoch begins after a restore. In the new epoch, the restored events come
+A dump may be restored into another database. The transaction ids of the restored events may then be higher than all
+transaction ids of this database. So a new epoch begins after a restore. In the new epoch, the restored events come
 first, in their old order. Cursors of the old epoch have expired.
 """
 

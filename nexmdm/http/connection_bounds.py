@@ -35,8 +35,8 @@ REFUSED_BYTES: Final = 256 * 1024
 """The number of bytes from a refused connection that are read and dropped before the connection is closed."""
 
 DESCRIPTORS_KEPT: Final = 100
-"""The number of descriptors that are kept for everything except connections of clients and of the database, such as the
-socket, the log and files.
+"""The number of descriptors that are kept for files, sockets and the log. Connections of clients and of the database do
+not use these descriptors.
 """
 
 _NOTE_SECONDS: Final = 0.25

@@ -1,7 +1,7 @@
 """HTTP/1.1 of a web worker: uvicorn's protocol, with further limits.
 
-The guard limits the requests that reach the application. uvicorn itself would wait without limit for a request, keep a
-head of any size, parse any number of pipelined requests, and wait without limit for a client to read its answer.
+The guard limits the requests that reach the application. Without the limits here, uvicorn would keep a head of any size
+and parse any number of pipelined requests. It would also wait without limit for a request, and for a client to read.
 
 This module uses private parts of uvicorn: `cycle`, `pipeline`, `flow`, and fields of a RequestResponseCycle. It also
 requires that on_response_complete() starts a waiting request. So pyproject.toml pins uvicorn's minor version. If this
@@ -88,7 +88,7 @@ class Protocol(HttpToolsProtocol):
         """Clean up after the connection has ended."""
         super().connection_lost(exc)
         if self._served is not None:
-            # uvicorn notifies only the last request, which may still wait behind the request in progress.
+            # uvicorn notifies only the last request, and this request may still wait for the request in progress.
             self._served.disconnected = True
             request_facts.of(self._served.scope).client_has_left = True  # type: ignore[arg-type]
         self._deaf = True
@@ -238,7 +238,7 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None:
             self._end_with(*self._refusal)
         elif self._in_head:
-            # uvicorn gives an idle connection less time than a head may take.
+            # uvicorn's timer for idle connections is shorter than the time that a head may take.
             self._unset_keepalive_if_required()
 
     def shutdown(self) -> None:

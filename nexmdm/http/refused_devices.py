@@ -153,7 +153,7 @@ class RefusedDevices:
 
     async def _work(self) -> None:
         try:
-            # In a separate thread, so that the heartbeats' flush never waits for this.
+            # This runs in a separate thread, so that no flush of heartbeats waits for it.
             async with ThreadSensitiveContext():
                 await self._look_up_waiting()
                 await self._write_last()

@@ -32,8 +32,8 @@ def current_key_id() -> str:
 def secret_text(webhook: Webhook, number: int) -> str | None:
     """Return the secret with this number, in the form in which receivers configure it.
 
-    Returns None if the number is not the current or the previous number, or if the SECRET_KEY of the secret is not
-    configured any more.
+    Returns None if `number` is not the current or the previous number. Returns None also if the SECRET_KEY of the
+    secret is not configured any more.
     """
     keys = {webhook.secret_number: webhook.secret_key, webhook.secret_number - 1: webhook.previous_secret_key}
     try:

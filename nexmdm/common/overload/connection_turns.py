@@ -10,8 +10,9 @@ from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.overload.per_loop import PerLoop
 
 RESERVED_CONNECTIONS: Final = 4
-"""Connections that are kept for four kinds of work. A process does each kind one at a time: flushes of heartbeats (in a
-dispatcher: claims), flushes of reports, flushes of small commands, and the check whether the process is ready.
+"""Connections that are kept for four kinds of work: flushes of heartbeats, flushes of reports, flushes of small
+commands, and the check whether the process is ready. In a dispatcher, claims replace the flushes of heartbeats. A
+process does each kind of work one at a time.
 """
 
 SIGNED_TURNS: Final = 1

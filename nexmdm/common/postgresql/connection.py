@@ -82,8 +82,8 @@ class Connection(psycopg.Connection[Any]):
             try:
                 answer = super().wait(gen, interval, min(left, longest))
             except _WaitTimeout:
-                # Do not cancel the statement: PostgreSQL would end the wait of a commit for its standby, and report the
-                # commit as done.
+                # Do not cancel the statement. If it is a commit that waits for its standby, PostgreSQL would end this
+                # wait and report the commit as done.
                 self.pgconn.finish()
                 deadline.note_missed()
                 raise NoAnswer(is_silent=left >= settings.STATEMENT_TIMEOUT_SECONDS) from None

@@ -10,8 +10,8 @@ import structlog
 log = structlog.get_logger()
 
 CALM_SECONDS: Final = 5
-"""An outage is over if no work has failed for this number of seconds. (Some work may succeed during an outage: for
-example, a server with a full disk still reads.)
+"""An outage is over if no work has failed for this number of seconds. Some work may succeed during an outage. For
+example, a server with a full disk can still read.
 """
 
 HELD_OFF_SECONDS: Final = 0.5

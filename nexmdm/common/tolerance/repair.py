@@ -32,7 +32,8 @@ B = TypeVar("B", bound=DeviceBody)
 class Role:
     """The role of a field of a device body. The OpenAPI document contains its description.
 
-    `repairs` is true if invalid values are repaired, and false if they are dropped.
+    If `decides` is true, an invalid value refuses the request. If `decides` is false, an invalid value is repaired or
+    dropped. If `repairs` is false, an invalid value is always dropped.
     """
 
     decides: bool
@@ -75,7 +76,7 @@ class Reading(Generic[B]):
     An operation whose body has the type Reading[Model] accepts repaired bodies. The OpenAPI document shows Model.
     """
 
-    # Neither a dataclass nor a named tuple: pydantic would validate those itself, as objects with these two members.
+    # Do not use a dataclass or a named tuple: pydantic would validate the body as an object with these two members.
     def __init__(self, fields: B, notes: Sequence[Note] = ()) -> None:
         self.fields = fields
         self.notes = notes
@@ -83,7 +84,7 @@ class Reading(Generic[B]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         (model,) = get_args(source)
-        informing(model)  # A field without a role stops the start here.
+        informing(model)  # This stops the start if a field has no role.
         return core_schema.no_info_wrap_validator_function(partial(_read, model), handler(model))
 
 
@@ -119,7 +120,7 @@ class _Place:
         return _Place((*self.loc, name), f"{self.field}.{field}" if self.field else field, self.notes)
 
     def note(self, msg: str) -> None:
-        """Add a note. A second note on the same value is merged with the first."""
+        """Add a note. A second note on the same value is merged with the first note."""
         if self.notes and self.notes[-1].loc is self.loc:
             msg = f"{self.notes.pop().msg}; {msg}"
         self.notes.append(Note(self.loc, msg, self.field))

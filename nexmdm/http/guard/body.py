@@ -31,8 +31,8 @@ _FORMS: Final = "/django-admin/"
 async def read_body(scope: Scope, headers: Headers, receive: Receive) -> bytes:
     """Return the whole body.
 
-    Raises Refused if the body is too large or too slow, if it is compressed, or if it is not JSON on a path that
-    requires JSON. Raises ClientGone if the client disconnects.
+    Raises Refused if the body is too large, too slow or compressed. Raises Refused also if the body is not JSON on a
+    path that requires JSON. Raises ClientGone if the client disconnects.
     """
     limit = _body_limit(scope["path"])
     declared = headers.last(b"content-length")

@@ -1,8 +1,14 @@
 """The guard: the outermost layer of the application. It sets the client's address and checks each request.
 
-The guard refuses these requests: a wrong Host or a request target that is not a path (400), large headers (431), large
-bodies (413), slow bodies (408), and bodies that are compressed or not JSON (415). All other requests reach the
-application with their whole body. Every error of the application is answered with problem details.
+The guard refuses these requests:
+- a wrong Host, or a request target that is not a path (400)
+- a body that arrives too slowly (408)
+- a body that is too large (413)
+- a body that is compressed or not JSON (415)
+- headers that are too large (431)
+
+All other requests reach the application with their whole body. Every error of the application is answered with problem
+details.
 """
 
 import asyncio
@@ -64,7 +70,7 @@ class Guard:
         except Refused as refused:
             await answer.refuse(refused.problem, receive if refused.drain else None)
         except asyncio.CancelledError:
-            # The server stops, and no longer waits for this request.
+            # The server is stopping and has waited too long for this request.
             if not answer.started:
                 await answer.refuse(problems.STOPPING, None)
         except Exception as error:
