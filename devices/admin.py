@@ -145,7 +145,7 @@ class TagFilter(ExactTextFilter):
     columns: ClassVar = {"tag": "tags__contains"}
 
     def value_of(self, text: str) -> Any:
-        """Return a list with the tag, because the filter compares it with a list of tags."""
+        """Return a list with only this tag, because the filter compares lists of tags."""
         return [text]
 
 

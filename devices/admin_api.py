@@ -207,7 +207,8 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
     A retired device has the presence `retired`, not `revoked`. The history of the device stays. Its hardware may
     register again with any valid enrollment token, and gets the same `device_id`. A phone that reports a `wipe` as
     `succeeded` retires its device. `withdrawn` has the same meaning as in the answer to a revocation. If the device is
-    retired already, the answer is 200, and only an alias from an earlier version of NexMDM is freed.
+    retired already, the answer is 200. In this case, nothing changes, except that an alias from an earlier version of
+    NexMDM becomes free.
     """
     caller = caller_of(request)
 

@@ -56,7 +56,7 @@ FLUSH_SECONDS = Histogram(
 
 
 def verdicts() -> Counter[str]:
-    """Return how many heartbeats this process has recorded since its start, for each verdict on their tokens."""
+    """Return how many heartbeats this process has recorded since its start, for each verdict on a token."""
     samples = (sample for family in HEARTBEATS.collect() for sample in family.samples)
     return Counter({one.labels["verdict"]: int(one.value) for one in samples if one.name.endswith("_total")})
 

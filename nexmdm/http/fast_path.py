@@ -2,8 +2,8 @@
 
 Django's request, its resolver and Ninja's parameters take more time than all other work on a heartbeat
 (docs/performance-changes.md). Every other request goes to the ordinary path without a change. On the ordinary path, the
-operations are `heartbeat` in devices/phone_api.py and `action-result` in commands/phone_api.py. They report what is
-wrong with a body.
+operations are `heartbeat` in devices/phone_api.py and `action-result` in commands/phone_api.py. These operations report
+what is wrong with a body.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

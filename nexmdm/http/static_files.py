@@ -63,7 +63,7 @@ async def _serve(scope: Scope, send: Send, file: StaticFile) -> None:
 
 @cache
 def _paths() -> Mapping[str, Path]:
-    """Return the path of each file, by its name below PREFIX. If two files have one name, the first file counts."""
+    """Return the path of each file, by its name below PREFIX. If two files have the same name, the first counts."""
     found: dict[str, Path] = {}
     for finder in finders.get_finders():
         for name, storage in finder.list([_SOURCE_MAPS]):
