@@ -94,8 +94,9 @@ async def read_device_presence(request: HttpRequest, device_id: UUID, query: Que
 @router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 @summarized(by_path("change_device", DEVICE))
 async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
-    """Change a device's alias, or replace its tags. An alias of null deletes the alias. A retired device cannot be
-    changed.
+    """Change a device's alias, replace its tags, or both. An alias of null deletes the alias.
+
+    A retired device cannot be changed.
     """
 
     def work() -> WriteResult[Any]:

@@ -22,7 +22,7 @@ _PRUNE: Final = """
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` attempts that are older than `kept`, or that are not among the newest KEPT of their webhook.
+    """Delete up to `limit` attempts that are older than `kept`, or that are not among the newest KEPT of a webhook.
 
     Return the number of deleted attempts.
     """

@@ -43,7 +43,7 @@ class Connection(psycopg.Connection[Any]):
     """A psycopg connection with a deadline."""
 
     first_statements: tuple[str, ...] = ()
-    """The statements with which each transaction must begin. The tuple is empty if the session has the settings."""
+    """The statements with which each transaction must begin. The tuple is empty if the session has all settings."""
 
     _begins = False
 
