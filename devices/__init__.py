@@ -1,1 +1,1 @@
-"""Devices: enrollment, credentials, heartbeats, presence, tags, and the endpoints for them."""
+"""The app for devices: enrollment, credentials, heartbeats, presence and tags, and the API endpoints for them."""

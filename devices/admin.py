@@ -1,6 +1,6 @@
 """The read-only admin pages of devices and enrollment tokens.
 
-They show whether there are credentials and push tokens, never their values.
+The pages show whether a device has credentials and a push target, but never their values.
 """
 
 from datetime import datetime, timedelta
@@ -42,10 +42,10 @@ from nexmdm.common.read_only_admin.filters import ChoiceFilter, ExactTextFilter,
 from nexmdm.models import AuditEntry
 
 SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next_digest")
-"""The columns of a device that no list of this site reads."""
+"""The columns of a device that no page of the admin site reads."""
 
 REPORTED: Final = ("same_manufacturer", "same_model", "same_os", "same_agent")
-"""The columns with the phone's own readings, for the page of a device."""
+"""The columns on the page of a device for what the phone reported about itself."""
 
 ACTIVE: Final = "active"
 """The choice of the presence filter for all devices that are neither revoked nor retired."""
@@ -57,12 +57,12 @@ _MINUTE: Final = timedelta(minutes=1)
 
 
 def low_battery() -> Q:
-    """Return the condition for active devices that reported a low battery in the last day, and were not charging."""
+    """Return the condition for active devices that reported a low battery in the last day and were not charging."""
     status = "presence__last_status"
     in_last_day = Q(revoked_at=None, presence__last_seen_at__gt=Now() - timedelta(days=1))
     # PostgreSQL sorts JSON texts and null below all numbers.
     is_low = Q(**{f"{status}__battery_pct__gte": 0, f"{status}__battery_pct__lte": LOW_BATTERY_PERCENT})
-    # Not with ~Q: without such a key, the condition is neither true nor false.
+    # Do not use ~Q: for a status without the key `charging`, its condition would be neither true nor false.
     return in_last_day & is_low & (Q(**{f"{status}__charging": False}) | Q(**{f"{status}__charging__isnull": True}))
 
 
@@ -73,12 +73,12 @@ class PresenceFilter(ChoiceFilter):
     parameter_name = "presence"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition for active devices, and for each presence."""
+        """Return the condition for active devices, and the condition for each presence value."""
         return {ACTIVE: Q(revoked_at=None), **presences()}
 
 
 class BatteryFilter(ChoiceFilter):
-    """The filter by a low battery that was reported in the last day."""
+    """The filter for devices that reported a low battery in the last day."""
 
     title = "battery"
     parameter_name = "battery"
@@ -100,21 +100,21 @@ class PushFilter(ChoiceFilter):
 
 
 class SilenceFilter(SpanFilter):
-    """The filter by silence: the time since the last heartbeat, or since the enrollment if there was none."""
+    """The filter by the time since the last heartbeat, or since the enrollment if there was no heartbeat."""
 
     title = "silence, at least"
     parameter_name = "silent"
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Keep the devices without a heartbeat after this moment."""
+        """Keep the devices without a heartbeat after `moment`."""
         return rows.filter(not_seen_after(moment))
 
 
 class SeenFilter(SpanFilter):
-    """The filter that keeps the devices whose last heartbeat came within the chosen span.
+    """The filter for devices whose last heartbeat came within the chosen time.
 
-    No index supports it, because each heartbeat would have to update that index.
+    No index supports this filter, because each heartbeat would have to update the index.
     """
 
     title = "last seen, within"
@@ -122,12 +122,12 @@ class SeenFilter(SpanFilter):
     spans: ClassVar = SilenceFilter.spans
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Keep the devices with a heartbeat after this moment."""
+        """Keep the devices with a heartbeat after `moment`."""
         return rows.filter(presence__last_seen_at__gt=moment)
 
 
 class ReportedFilter(ExactTextFilter):
-    """The filter by an exact value that the device reported."""
+    """The filter by exact values that the phone reported."""
 
     title = "what it reported, exactly"
     parameters = ("manufacturer", "model", "os_version", "agent_version")
@@ -145,12 +145,12 @@ class TagFilter(ExactTextFilter):
     columns: ClassVar = {"tag": "tags__contains"}
 
     def value_of(self, text: str) -> Any:
-        """Return the tag in the form of the condition: a list that the device's tags must contain."""
+        """Return a list with only this tag, because the filter compares lists of tags."""
         return [text]
 
 
 def token_states() -> dict[str, Q]:
-    """Return the states of an enrollment token by name, each with its condition at this moment."""
+    """Return the condition for each state of an enrollment token at this moment."""
     unused = Q(uses__lt=F("max_uses"))
     kept = Q(revoked_at=None)
     return {
@@ -233,7 +233,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         return described
 
     def named(self, text: str) -> Q:
-        """Return the condition for part of an alias or a hardware id, or the start of a device id."""
+        """Return the condition for a part of an alias or hardware id, or for the start of a device id."""
         return search.matching(text)
 
     def identified(self, key: UUID) -> Q:
@@ -242,25 +242,25 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="push token")
     def push(self, device: Any) -> str:
-        """Return the push health, with the time since which a push token is dead."""
+        """Return the push health. For a dead push target, the text contains the time since which it is dead."""
         if device.push_named == "dead":
             return format_html("{} since {}", badge("dead"), moment(device.push_token_dead_at))
         return badge(device.push_named)
 
     @admin.display(description="kind")
     def push_target(self, device: Any) -> str:
-        """Return the kind of the push target, never its text."""
+        """Return the kind of the push target, but never its text."""
         return NOTHING if device.push_named == "none" else _KINDS[device.push_kind]
 
     @admin.display(description="tags")
     def tag_list(self, device: Device) -> SafeString:
-        """Return the tags, each a link to the devices that have it."""
+        """Return the tags. Each tag is a link to the list of devices with this tag."""
         links = ((link_to_list(Device, tag, tag=tag),) for tag in device.tags)
         return format_html_join(", ", "{}", links) or SafeString(NOTHING)
 
     @admin.display(description="battery")
     def battery(self, device: Device) -> str:
-        """Return the battery as the phone last reported it."""
+        """Return the last battery level that the phone reported, and whether it was charging."""
         status = device.presence.last_status or {}
         percent = status.get("battery_pct")
         if percent is None:
@@ -271,7 +271,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="last refusal")
     def refused(self, device: Device) -> str:
-        """Return when a request of the phone was last refused, with which code and on which route."""
+        """Return the last refusal of the device: its time, code and route."""
         refusal: LastRefusal | None = getattr(device, "last_refusal", None)
         if refusal is None:
             return NOTHING
@@ -284,10 +284,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
 
 class EnrollmentTokenAdmin(ReadOnlyAdmin):
-    """The enrollment tokens, and the devices that used them.
-
-    Their texts are not stored, and their digests are not read.
-    """
+    """The list of enrollment tokens, and the page of each token. Their digests are not read."""
 
     list_display = ("name", "state", "used", "tag_list", "expires", "created", "token_id")
     list_filter = (TokenStateFilter,)
@@ -314,7 +311,7 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
     tag_list = DeviceAdmin.tag_list
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the tokens with their states, and without their digests."""
+        """Return the enrollment tokens with their states, and without their digests."""
         states = [When(condition, then=Value(name)) for name, condition in token_states().items()]
         described: QuerySet[Any] = (
             super().get_queryset(request).defer("token_sha256").annotate(
@@ -324,14 +321,14 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
         return described
 
     def named(self, text: str) -> Q:
-        """Return the condition for part of a label, or the start of an id."""
+        """Return the condition for a part of a label, or for the start of an id."""
         ids = search.ids_that_begin_with(text.lower())
         by_label = Q(label__icontains=text) if "\0" not in text else Q(pk=None)
         return by_label if ids is None else by_label | Q(id__range=ids)
 
     @admin.display(description="audit")
     def audit_entries(self, token: EnrollmentToken) -> SafeString:
-        """Return links to the signed requests that name the token, and to those that created a token at its time."""
+        """Return links to audit entries about this token, and about tokens that were created around its time."""
         about = link_to_list(AuditEntry, "Signed requests about this enrollment token", q=token.pk)
         first, last = (f"{token.created_at + one:%Y-%m-%dT%H:%M}" for one in (-_MINUTE, 2 * _MINUTE))
         made = link_to_list(

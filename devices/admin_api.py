@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 
 class TagConverter(StringConverter):
-    """The path converter for a tag."""
+    """The URL path converter for a tag."""
 
     regex = "[A-Za-z0-9._:-]{1,64}"
 
@@ -58,15 +58,17 @@ router = AdminRouter(tags=["devices"])
 async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpResponse:
     """List devices, newest first.
 
-    The `presence` of a device is `revoked` or `retired` if the device is revoked or retired. Otherwise it is `never`
-    before the first heartbeat, `online` while the last heartbeat is younger than 2.5 intervals, and `offline` after
-    that, from `offline_since` on. Time in which the service itself was away does not count. `status` filters by
-    presence. `q` is part of an alias or a hardware id in upper or lower case, or a device id or its start. No character
-    in `q` has a special meaning.
+    A device that is not active has the presence `revoked` or `retired`. Before the first heartbeat, the presence is
+    `never`. A device is `online` while its last heartbeat is younger than 2.5 heartbeat intervals, and `offline` after
+    this time. `offline_since` is the time when the device became offline. The 2.5 intervals do not include service
+    gaps, in which no web worker ran.
 
-    `push` is `ok`, `failing` (FCM accepted none of the last five or more pushes), `dead` (FCM no longer knows the push
-    token) or `none` (the device has no push token). Whatever the value of `push` is, commands reach a device by
-    heartbeat.
+    The filter `status` selects a presence. The filter `q` finds a part of an alias or of a hardware id, in upper or
+    lower case. `q` also finds the start of a device id. No character in `q` has a special meaning.
+
+    `push` is the push health. `failing`: FCM accepted none of the last five or more pushes. `dead`: FCM no longer knows
+    the push target. `none`: the device has no push target. `ok`: none of these. With every push health, a device gets
+    its commands by heartbeat.
     """
     return respond(await run_in_db_thread(queries.devices, query))
 
@@ -81,9 +83,10 @@ async def read_device(request: HttpRequest, device_id: UUID) -> HttpResponse:
 async def read_device_presence(request: HttpRequest, device_id: UUID, query: Query[PresenceQuery]) -> HttpResponse:
     """Read when a device was online and offline, oldest first, from its first heartbeat on.
 
-    A device is offline from 2.5 intervals after its last heartbeat on. In the time of an `unknown` item, the service
-    itself was away: this time counts neither as online nor as offline, and a device that was online before it is online
-    after it. Spans that ended before `EVENT_RETENTION_DAYS` are deleted; an answer has the newest 10,000.
+    A device becomes offline 2.5 heartbeat intervals after its last heartbeat. An item with the state `unknown` is a
+    service gap: no web worker ran, so the device could not send a heartbeat. A service gap counts neither as online nor
+    as offline. A device that was online before a service gap is online after the gap. If a span ended more than
+    `EVENT_RETENTION_DAYS` ago, the server deletes the span. An answer contains at most the newest 10,000 spans.
     """
     return respond(await run_in_db_thread(history.read, device_id, query.since))
 
@@ -91,7 +94,10 @@ async def read_device_presence(request: HttpRequest, device_id: UUID, query: Que
 @router.patch("/devices/{uuid:device_id}", response=DeviceRow, url_name="device")
 @summarized(by_path("change_device", DEVICE))
 async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChange) -> HttpResponse:
-    """Change a device's alias (null deletes it), or replace its tags. A retired device cannot be changed."""
+    """Change a device's alias, replace its tags, or both. An alias of null deletes the alias.
+
+    A retired device cannot be changed.
+    """
 
     def work() -> WriteResult[Any]:
         changed = queries.change(device_id, body.model_dump(exclude_unset=True))
@@ -101,7 +107,6 @@ async def change_device(request: HttpRequest, device_id: UUID, body: DeviceChang
 
 
 def _summarize_tag(request: HttpRequest, path: Mapping[str, Any]) -> Summary:
-    """Return the tag and the devices that get or lose it, as the body names them, even if the body is invalid."""
     body = body_of(request) or {}
     named = [target_text(name, body[name]) for name in ("add", "remove") if body.get(name)]
     return Summary("tag", joined(target_text("tag", [path["tag"]]), *named))
@@ -110,9 +115,10 @@ def _summarize_tag(request: HttpRequest, path: Mapping[str, Any]) -> Summary:
 @router.post("/tags/{tag:tag}", response=Retagged, url_name="tag")
 @summarized(_summarize_tag)
 async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpResponse:
-    """Add a tag to some devices, and remove it from others. The answer counts the devices that changed.
+    """Add a tag to some devices, and remove the tag from other devices.
 
-    A device in both lists loses the tag. If a device is unknown or retired, nothing is changed.
+    The answer contains the number of devices that changed. A device in both lists loses the tag. If a device is unknown
+    or retired, nothing is changed.
     """
 
     def work() -> WriteResult[Any]:
@@ -123,7 +129,6 @@ async def change_tag(request: HttpRequest, tag: str, body: Retag) -> HttpRespons
 
 
 def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
-    """Return the label in the body, if it has one."""
     label = (body_of(request) or {}).get("label")
     return Summary("create_enrollment_token", target_text("label", [label]) if label else "")
 
@@ -133,8 +138,9 @@ def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> S
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
     """Create an enrollment token. Only this answer, and the answer to its repeat, contains the token's text.
 
-    `provisioning` is the content of the QR code with which Android's setup wizard installs the agent as device owner
-    and passes the token to the agent. `provisioning` is null unless the server has `PUBLIC_URL` and `AGENT_COMPONENT`.
+    `provisioning` is the content of the QR code for Android's setup wizard. With this content, the setup wizard
+    installs the agent as device owner, and gives the agent the enrollment token. `provisioning` is null unless the
+    server has the settings `PUBLIC_URL` and `AGENT_COMPONENT`.
     """
 
     def work() -> WriteResult[Any]:
@@ -170,19 +176,19 @@ async def list_enrollment_tokens(request: HttpRequest, query: Query[ListQuery]) 
 )
 @summarized(by_path("revoke_enrollment_token", TOKEN))
 async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Revoke an enrollment token. The devices that registered with it stay."""
+    """Revoke an enrollment token. Devices that registered with this token stay active."""
     return await caller_of(request).run(lambda: WriteResult(EnrollmentTokenRow.of(enrollment.revoke_token(token_id))))
 
 
 @router.post("/devices/{uuid:device_id}/revoke", response=DeviceRevoked, url_name="revoke", tags=["fleet"])
 @summarized(by_path("revoke", DEVICE))
 async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Revoke a device: from this answer on, no process accepts its token. Its open commands are cancelled.
+    """Revoke a device: from this answer on, no process accepts its device token. Its open commands are cancelled.
 
     The server sends the device no more pushes. To wipe and revoke a phone, send a `wipe`, wait for its result, then
-    revoke. `withdrawn` names each `wipe` and `lock` that was open. If its `may_still_run` is true, the command may have
-    reached the phone, and the server refuses the report of its result. If the device is revoked already, the answer is
-    200 and nothing changes.
+    revoke the device. `withdrawn` lists each `wipe` and `lock` that was open. If `may_still_run` is true, the phone may
+    have the command already. The server refuses the phone's report about this command. If the device is revoked
+    already, the answer is 200 and nothing changes.
     """
     caller = caller_of(request)
 
@@ -197,12 +203,13 @@ async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 @router.post("/devices/{uuid:device_id}/retire", response=DeviceRevoked, url_name="retire", tags=["fleet"])
 @summarized(by_path("retire", DEVICE))
 async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Retire a device: revoke it permanently. Its alias becomes free, and the device counts only as retired.
+    """Retire a device: revoke it permanently, and free its alias.
 
-    Its history stays. Its hardware may register again with any valid enrollment token, under the same `device_id`. A
-    device that reports its `wipe` as `succeeded` is retired by that report. `withdrawn` has the same meaning as after a
-    revocation. If the device is retired already, the answer is 200, and only one thing may change: an alias that the
-    device still has from an earlier version of NexMDM becomes free.
+    A retired device has the presence `retired`, not `revoked`. The history of the device stays. Its hardware may
+    register again with any valid enrollment token, and gets the same `device_id`. A phone that reports a `wipe` as
+    `succeeded` retires its device. `withdrawn` has the same meaning as in the answer to a revocation. If the device is
+    retired already, the answer is 200. In this case, nothing changes, except that an alias from an earlier version of
+    NexMDM becomes free.
     """
     caller = caller_of(request)
 
@@ -215,7 +222,6 @@ async def retire_device(request: HttpRequest, device_id: UUID, body: EmptyBody |
 
 
 def _cancel_open_commands(device_id: UUID, device_was: DeviceWas | None = None) -> DeviceRevoked:
-    """Cancel the open commands of a device that was revoked or retired, and return the answer."""
     withdrawn = _protective(queue.cancel_all_of(device_id, Withdrawal.REVOCATION, device_was))
     return DeviceRevoked(**queries.device(device_id).model_dump(), withdrawn=withdrawn)
 
@@ -229,7 +235,6 @@ def _protective(withdrawn: Iterable[queue.Withdrawn]) -> list[WithdrawnCommand]:
 
 
 def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, changed: bool) -> WriteResult[Any]:
-    """Return the result of a write on one device. If the device changed, log the event at the commit."""
     if changed:
         fields = {"device_id": str(answer.device_id), "principal": caller.principal}
         transaction.on_commit(lambda: log.info(event, **fields))
@@ -239,12 +244,12 @@ def _device_written(caller: SignedCaller, event: str, answer: DeviceRow, *, chan
 @router.post("/devices/{uuid:device_id}/reinstate", response=DeviceReinstated, url_name="reinstate", tags=["fleet"])
 @summarized(by_path("reinstate", DEVICE))
 async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Reverse a revocation: the same device token works again. A retired device cannot be reinstated.
+    """Reverse a revocation: the phone's old device token works again. A retired device cannot be reinstated.
 
-    The commands that the revocation withdrew stay withdrawn. `withdrawn` names each `wipe` and `lock` among them, so
-    that you can send it again. If its `may_still_run` is true, the command may have reached the phone, and the server
-    accepts its result as a late one; a `wipe` that is reported as `succeeded` retires the device. If the device is
-    not revoked, the answer is 200 and nothing changes.
+    The commands that the revocation withdrew stay withdrawn. `withdrawn` lists each `wipe` and `lock` among these
+    commands, so that you can send the command again. If `may_still_run` is true, the phone may have the command
+    already. The server then accepts the phone's result as a late result. A `wipe` that the phone reports as `succeeded`
+    retires the device. If the device is not revoked, the answer is 200 and nothing changes.
     """
     caller = caller_of(request)
 

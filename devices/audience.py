@@ -1,4 +1,4 @@
-"""Audiences: the devices that an admin names by ids, aliases, tags, or all."""
+"""The devices that an admin names: by ids, by aliases, by tags, or all devices."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +23,18 @@ class UnknownDevices(DomainError):
     def __init__(self, unknown: Iterable[str], gone: Mapping[str, datetime | None] | None = None) -> None:
         left = {name: "revoked" if retired_at is None else "retired" for name, retired_at in (gone or {}).items()}
         self.reasons = dict(sorted((dict.fromkeys(unknown, "unknown") | left).items()))
-        """The fault of each id or alias, by its text in the request."""
+        """`unknown`, `revoked` or `retired` for each id or alias. The key is the id or alias as the request contains
+        it.
+        """
         verb = "is" if len(self.reasons) == 1 else "are"
         some = f"{len(self.reasons)} of the devices in the request {verb} unknown, revoked or retired."
         super().__init__(f"{some} Nothing was done.")
 
 
 class DevicesBusy(Exception):
-    """Another transaction has locked a device of the target."""
+    """Another transaction has locked a device of the target. lock_free_named() returns this error, and does not raise
+    it.
+    """
 
 
 class EmptyAudience(DomainError):
@@ -39,7 +43,7 @@ class EmptyAudience(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The target of a command: exactly one of the four fields is given. A list counts each entry once."""
+    """The target of a command. Exactly one of the four fields is set. A repeated value in a list counts once."""
 
     device_ids: list[UUID] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
@@ -47,9 +51,10 @@ class Target:
     everyone: bool = False
 
     def where(self) -> tuple[str, dict[str, Any]]:
-        """Return the SQL condition on devices_device that selects this target's active devices, and its parameters.
+        """Return an SQL condition that selects the active devices of the target, and its parameters.
 
-        Resolve aliases first, by lock_named().
+        The condition is for rows of devices_device. Raises ValueError for a target with aliases: lock_named() replaces
+        aliases by ids.
         """
         if self.aliases:
             raise ValueError("resolve aliases first, by lock_named()")
@@ -60,7 +65,7 @@ class Target:
         return "revoked_at IS NULL", {}
 
 
-# Include revoked devices: revoked_at is read from the locked row.
+# Lock revoked devices too: only the locked row has the present value of revoked_at.
 _HOLD: Final = """
     SELECT id, revoked_at, retired_at FROM devices_device WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
 """
@@ -68,9 +73,10 @@ _EXISTING: Final = "SELECT id FROM devices_device WHERE id = ANY(%(ids)s::uuid[]
 
 
 def lock_named(target: Target) -> tuple[datetime, Target]:
-    """Lock the devices that a target names by id or alias, until the transaction ends.
+    """Lock the devices that `target` names by id or alias, until the transaction ends.
 
-    Returns the transaction's time, and the target with ids in place of aliases. Raises UnknownDevices.
+    Returns the time of the transaction, and the target with ids in place of aliases. A target that names tags or all
+    devices locks nothing. Raises UnknownDevices if a named device is unknown, revoked or retired.
     """
     if target.aliases:
         return database.now(), Target(device_ids=_lock_by_alias(target.aliases))
@@ -83,9 +89,10 @@ def lock_named(target: Target) -> tuple[datetime, Target]:
 
 
 def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | DevicesBusy | None]]:
-    """Lock the devices that targets name by id, until the transaction ends, without waiting for any lock.
+    """Lock the devices that `targets` name by id, until the transaction ends. This function never waits for a lock.
 
-    Returns the transaction's time, and for each target None or the error that prevents the lock.
+    Returns the time of the transaction, and a list with one entry for each target. The entry is None if all devices of
+    the target are locked. If not all devices are locked, the entry is the error.
     """
     named = {device_id for target in targets for device_id in target.device_ids}
     now, held = _hold(named, f"{_HOLD} SKIP LOCKED")
@@ -95,7 +102,6 @@ def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDe
 
 
 def _hold(device_ids: Collection[UUID], hold: str) -> tuple[datetime, dict[UUID, tuple[Any, Any]]]:
-    """Return the transaction's time, and revoked_at and retired_at of each device that is locked now."""
     ((now,),), rows = database.execute_batch("SELECT now()", hold, parameters={"ids": list(device_ids)})
     return now, {device_id: (revoked_at, retired_at) for device_id, revoked_at, retired_at in rows}
 
@@ -107,10 +113,6 @@ def _unknown(target: Target, held: Mapping[UUID, tuple[Any, Any]]) -> UnknownDev
 
 
 def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
-    """Lock the devices that have these aliases, in upper or lower case, and return their ids.
-
-    An alias names one device.
-    """
     locked = comparison_keys.with_aliases(aliases).select_for_update(no_key=True)
     first: dict[str, tuple[UUID, Any, Any]] = {}
     for device_id, alias, revoked_at, retired_at in locked.values_list("id", "alias", "revoked_at", "retired_at"):
@@ -123,10 +125,11 @@ def _lock_by_alias(aliases: Sequence[str]) -> list[UUID]:
 
 
 def retag(tag: str, add: Sequence[UUID], remove: Sequence[UUID]) -> tuple[int, int]:
-    """Add a tag to some devices and remove it from others; return how many got it, and how many lost it.
+    """Add a tag to the devices `add`, and remove the tag from the devices `remove`.
 
-    A device in both lists loses the tag. Must run in a transaction. Raises UnknownDevices for ids that are not enrolled
-    or are retired.
+    Returns how many devices got the tag, and how many devices lost the tag. A device in both lists loses the tag. The
+    caller must open a transaction. If a device is unknown or retired, the function changes nothing and raises
+    UnknownDevices.
     """
     asked = {str(key) for key in (*add, *remove)}
     rows = Device.objects.select_for_update(no_key=True).order_by("id").filter(id__in=[*add, *remove])

@@ -1,7 +1,7 @@
-"""Check-in: one function records a heartbeat and answers it, for both paths that lead here.
+"""Check-in: record a heartbeat and create its answer. The endpoint and the fast path both call check_in().
 
-Heartbeats are recorded by group commit (nexmdm/common/group_commit.py): one flush is one transaction for many phones,
-and every answer is sent after its commit.
+Heartbeats are recorded by group commit (nexmdm/common/group_commit.py). One flush is one transaction for many phones.
+Each answer is sent after the commit of its flush.
 """
 
 import random
@@ -39,7 +39,7 @@ from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
 
 INTERVAL_SPREAD: Final = 10
-"""The time to the next heartbeat varies at random: up to a tenth (1 / INTERVAL_SPREAD) of the interval more or less."""
+"""The time to the next heartbeat is random: the interval, plus or minus at most a tenth (1 / INTERVAL_SPREAD) of it."""
 
 log = structlog.get_logger()
 
@@ -56,16 +56,19 @@ FLUSH_SECONDS = Histogram(
 
 
 def verdicts() -> Counter[str]:
-    """Return how many heartbeats this process has recorded since its start, by the verdict on their token."""
+    """Return how many heartbeats this process has recorded since its start, for each verdict on a token."""
     samples = (sample for family in HEARTBEATS.collect() for sample in family.samples)
     return Counter({one.labels["verdict"]: int(one.value) for one in samples if one.name.endswith("_total")})
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedIn:
-    """The result of a good heartbeat: its offer, the database's time, and whether a push target must be written.
+    """The result of a heartbeat with a good token.
 
-    Heartbeats that were merged share one result, so that all of them write the same push target.
+    - `server_time` is the time of the database.
+    - `push_target_changed` is true if the caller must write `push_target`.
+
+    Merged heartbeats share one result, so all of them write the same push target.
     """
 
     offer: Offer
@@ -78,19 +81,18 @@ Outcome = CheckedIn | Exception
 
 
 def unwrap(outcome: Outcome) -> CheckedIn:
-    """Return the result of a good heartbeat, or raise the error."""
+    """Return the result of a heartbeat, or raise the error that `outcome` is."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
 def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
-    """Record a batch of heartbeats, and return for each known device its open commands.
+    """Record a batch of heartbeats. Return one outcome for each record: a result with the open commands, or an error.
 
-    Runs in one transaction, and in a second one if there are devices that may have been offline, or new tokens.
-
-    The records must be sorted by device, with at most one for each token. For a record whose token is not good, the
-    outcome is the error.
+    The records must be sorted by device id. No two records may have the same token. A record whose token is not good
+    has an error as its outcome. The function uses one transaction. It uses a second transaction for devices that may
+    have been offline and for tokens that were not used before.
     """
     ((at, exceptions, recorded),), open_rows = database.execute_batch(
         heartbeats.RECORD, queue.OFFER, parameters=_query_params(records)
@@ -105,7 +107,8 @@ def flush(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
 
 
 def _flush_others(records: Sequence[HeartbeatRecord]) -> list[Outcome]:
-    # The commands come with the record: who withdraws one locks the presence, and sees whether the phone has got it.
+    # Keep both statements in one transaction: code that withdraws a command locks the presence row, and then finds out
+    # whether the phone has got the command.
     _, ((at, exceptions),), open_rows = database.execute_batch(
         spans.LOCK, heartbeats.record_others(), queue.OFFER, parameters=_query_params(records)
     )
@@ -130,8 +133,8 @@ def _outcomes(
 
 
 def _outcome(record: HeartbeatRecord, result: HeartbeatResult, offer: Offer, server_time: str) -> Outcome:
-    # Do not raise here: the traceback would reference the frame that references the error, a cycle that keeps both
-    # alive.
+    # Do not raise the error here: its traceback would reference this frame, and this frame references the error. Such
+    # a cycle keeps both in memory.
     error = None if result is heartbeats.GOOD_RESULT else credentials.error_of(result.verdict)
     return error or CheckedIn(offer, server_time, result.push_target_changed, record.push_target)
 
@@ -157,7 +160,6 @@ def _change_push_target(token: tokens.Token, target: PushTarget | None) -> None:
 async def _answer(
     token: tokens.Token, checked_in: CheckedIn, notes: Sequence[Note], client: str, began_at: float
 ) -> bytes:
-    """Finish a recorded heartbeat: write its push target if it is new, log it, and return its answer."""
     if checked_in.push_target_changed:
         database.begin_request(addresses.counting_key(client), began_at)
         change = partial(_change_push_target, token, checked_in.push_target)
@@ -180,7 +182,7 @@ async def _answer(
 
 
 _VERDICTS: Final[dict[type, str]] = {CheckedIn: "good", NeedsFullCheck: "Unsettled"}
-"""The metric label of an outcome, if the label is not the name of the error."""
+"""The metric label for each type of outcome. The label of any other type is the name of the type."""
 
 
 def _flushed(outcomes: Sequence[Outcome], seconds: float) -> None:
@@ -195,24 +197,24 @@ _batchers: Final = PerLoop(lambda: Batcher(flush, _flushed, batch_size=BATCH, wa
 
 
 def batcher() -> Batcher:
-    """Return the group commit of the running event loop."""
+    """Return the group commit for heartbeats on the running event loop."""
     return _batchers.get()
 
 
 async def submit(record: HeartbeatRecord) -> Outcome:
-    """Record a heartbeat; return its result or its error after the commit. Raises Overloaded, Draining."""
-    # Items that are sorted by token are also sorted by device: all ids have the same length, in an alphabet that sorts
-    # like its digits.
+    """Record a heartbeat. After the commit, return its result or its error. Raises Overloaded, Draining."""
+    # GroupCommit sorts by this key. A sort by token is also a sort by device id: the token begins with the id, in a
+    # fixed number of digits, and the digits sort in the order of their values.
     return await batcher().submit(record.token.text, record)
 
 
 async def check_in(token: tokens.Token, fields: Heartbeat, notes: Sequence[Note], client: str) -> bytes | InvalidToken:
-    """Record a heartbeat and return its answer as JSON, after the commit; or the error of a token that is not valid.
+    """Record a heartbeat. After the commit, return its answer as JSON. For an invalid token, return InvalidToken.
 
-    That error is returned, not raised: when many wrong tokens arrive, each raised error makes work for the garbage
-    collector. `notes` lists the fields of the body that were repaired or dropped. `client` is the address, for the
-    gates in front of expensive work. Raises DeviceRevoked, BcryptBusy, Overloaded, Draining, and the errors of the
-    database.
+    InvalidToken is returned and not raised, because raised errors make work for the garbage collector. With many
+    invalid tokens, this work is considerable. `notes` lists the fields of the body that were repaired or dropped.
+    `client` is the network address of the phone. The limits on database work count by this address. Raises
+    DeviceRevoked, GateFull, Overloaded, Draining, and the errors of the database.
     """
     began_at = time.monotonic()
     outcome = await submit(build_record(token, fields))

@@ -1,6 +1,7 @@
-"""The device or the enrollment token that the token of a refused request names (a claim), and whether it is genuine.
+"""Claims: the id of a device or an enrollment token, as the token of a refused request contains it.
 
-A claim is used only in the log and for admins. It gives no access: only the statement that does the work decides.
+A claim may be forged. proved() finds the claims whose token is genuine. Claims are used only for the log and for the
+last refusal of a device. A claim gives no access.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +18,10 @@ from nexmdm.common import database
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A well-formed token without its secret: its kind, the id in it, and the digests that can prove it."""
+    """A well-formed token without its secret: its prefix, the id in the token, and digests of the token.
+
+    proved() compares the digests with the database. A device token has one digest for each configured key.
+    """
 
     prefix: str
     id: UUID
@@ -25,12 +29,12 @@ class Claim:
 
     @property
     def is_of_device(self) -> bool:
-        """Return whether it is a device token; otherwise it is an enrollment token."""
+        """Return True for a device token, and False for an enrollment token."""
         return self.prefix == tokens.DEVICE_PREFIX
 
 
-# A rotated token is genuine too. If a device's digest was deleted, its token cannot be proved until its next good
-# request.
+# The new token after a rotation is genuine too. If a device's digest was deleted, its token cannot be proved until its
+# next good request.
 _PROVED: Final = """
     WITH asked AS (
         SELECT * FROM jsonb_to_recordset(%(asked)s::jsonb) AS asked (
@@ -48,7 +52,7 @@ _PROVED: Final = """
 
 
 def of(text: str) -> Claim | None:
-    """Return the claim of a token, or None if the text is not a token."""
+    """Return the claim of a token, or None if the text is not a well-formed token."""
     if (token := tokens.parse(tokens.DEVICE_PREFIX, text)) is not None:
         digests = tuple(tokens.digest(token.text, key.value) for key in tokens.digest_keys())
         return Claim(tokens.DEVICE_PREFIX, token.id, digests)
@@ -58,9 +62,10 @@ def of(text: str) -> Claim | None:
 
 
 def proved(asked: Collection[Claim]) -> set[Claim]:
-    """Return the claims whose token is genuine: a valid token of a device (even a revoked one), or an enrollment token.
+    """Return the claims whose token is genuine. The function runs one statement.
 
-    Costs one statement.
+    All enrollment tokens are genuine, also revoked tokens. All device tokens that the database knows are genuine, also
+    tokens of revoked devices.
     """
     found = list(asked)
     rows = [row for position, claim in enumerate(found) for row in _rows(position, claim)]

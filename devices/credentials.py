@@ -1,9 +1,15 @@
-"""Device credentials: the statement that does a request's work compares a digest; bcrypt is rarely necessary.
+"""Device credentials: a digest in the database usually decides whether a device token is valid, without bcrypt.
 
-A row contains two verifiers of one secret: `token_hash` (bcrypt, the credential of record) and `token_digest` (an HMAC
-under a key from SECRET_KEY). `VERDICT` compares digests in SQL. The verdict is `unsettled` if a row has no digest, if
-its digest was made under another key, or if a rotated credential waits for its first use. Then `check_fully()` checks
-further and rewrites the row, and the caller tries the work again.
+A device's row contains two values with which a token can be checked. `token_hash` is a bcrypt hash, and always decides.
+`token_digest` is an HMAC under a key that is derived from SECRET_KEY. The SQL expression VERDICT compares digests only.
+If the digests are equal, the verdict is `good` or `revoked`. If they differ, the verdict is `wrong`, or `unsettled` if
+VERDICT cannot decide. VERDICT cannot decide in three cases:
+- The row has no digest.
+- The digest was made under another key.
+- After a rotation, the new credential waits for its first use.
+
+If the verdict is `unsettled`, the caller must call token_check.check_fully() and then try its work again. check_fully()
+writes a new digest.
 """
 
 import hmac
@@ -28,7 +34,9 @@ from nexmdm.common import database
 from nexmdm.common.domain_error import DomainError
 
 NEXT_LIVES: Final = timedelta(hours=24)
-"""The time within which a phone must use a new credential after a rotation. After it, an unused one is deleted."""
+"""The time within which a phone must use its new credential after a rotation. After this time, an unused new credential
+is deleted.
+"""
 
 
 class InvalidToken(DomainError):
@@ -44,15 +52,15 @@ class DeviceRevoked(DomainError):
     def __init__(self, device_id: UUID | None = None) -> None:
         super().__init__()
         self.device_id = device_id
-        """The device, if the caller cannot read it from the token."""
+        """The id of the device, or None if the token of the request contains the id."""
 
 
 class NeedsFullCheck(Exception):
-    """The stored digest cannot show whether the token is valid. Call token_check.check_fully(), then try again."""
+    """The stored digest cannot decide whether the token is valid. Call token_check.check_fully(), then try again."""
 
 
 class Verdict(StrEnum):
-    """The verdict of a bearer token's digest."""
+    """The result of the comparison between a token's digest and the stored digest."""
 
     GOOD = "good"
     REVOKED = "revoked"
@@ -60,7 +68,8 @@ class Verdict(StrEnum):
     WRONG = "wrong"
 
 
-# `device` is the (left-joined) device row, `asked.digest` the digest under the key named %(digest_key)s.
+# `device` is the row of the device. It may come from a left join. `asked.digest` is the digest of the request's token
+# under the key with the short name %(digest_key)s.
 VERDICT: Final = """
     CASE
         WHEN device.token_digest = asked.digest AND device.token_digest_key = %(digest_key)s
@@ -79,27 +88,31 @@ _AUTHENTICATE: Final = f"""
 
 @dataclass(frozen=True, slots=True)
 class NewSecret:
-    """The secret of a new credential, and its bcrypt hash."""
+    """The secret of a new credential (32 bytes), and the bcrypt hash of the secret's text."""
 
     value: bytes
     hash: str
 
     def token_for(self, device_id: UUID) -> tokens.Token:
-        """Return the device token. Send it to the phone once."""
+        """Return the device token with this secret. The server must send the token to the phone only once."""
         return tokens.make(tokens.DEVICE_PREFIX, device_id, self.value)
 
 
 def new_secret() -> NewSecret:
-    """Create a secret. Costs one bcrypt hash: never call it on an event loop or inside a transaction."""
+    """Create a random secret. This takes as long as one bcrypt hash: never call it on an event loop or inside a
+    transaction.
+    """
     value = secrets.token_bytes(32)
     hashed = bcrypt.hashpw(tokens.secret_text(value).encode(), bcrypt.gensalt(settings.BCRYPT_ROUNDS))
     return NewSecret(value, hashed.decode())
 
 
 def authenticate(token: tokens.Token) -> UUID:
-    """Return the id of the device that has this token, and record the first use of the token. Costs one statement.
+    """Return the id of the device that has this token, and record the first use of the token.
 
-    Raises InvalidToken, DeviceRevoked, or NeedsFullCheck. An unknown device and a wrong secret get the same answer.
+    Raises InvalidToken for an unknown device and for a wrong secret. Raises DeviceRevoked if the device is not active.
+    Raises NeedsFullCheck if the digest cannot decide. The function runs one statement, and a second statement at the
+    first use.
     """
     key = tokens.digest_keys()[0]
     asked = {"device_id": token.id, "digest": tokens.digest(token.text, key.value), "digest_key": key.id}
@@ -112,13 +125,13 @@ def authenticate(token: tokens.Token) -> UUID:
 
 
 def check(verdict: str) -> None:
-    """Raise the error of a verdict other than `good`."""
+    """Raise the error for a verdict. For `good`, do nothing."""
     if (error := error_of(verdict)) is not None:
         raise error
 
 
 def error_of(verdict: str) -> Exception | None:
-    """Return the error that the sender gets for a verdict, or None for `good`."""
+    """Return the error for a verdict, or None for `good`."""
     if verdict == Verdict.GOOD:
         return None
     errors: dict[str, type[Exception]] = {Verdict.REVOKED: DeviceRevoked, Verdict.UNSETTLED: NeedsFullCheck}
@@ -127,7 +140,10 @@ def error_of(verdict: str) -> Exception | None:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """One of a device's live credentials (at most two), as its row stores it."""
+    """A valid credential of a device, as the device's row stores it. A device has at most two valid credentials.
+
+    `is_next` is true for the new credential after a rotation, before its first use.
+    """
 
     hash: str
     digest: bytes | None
@@ -135,10 +151,10 @@ class Verifier:
     is_next: bool
 
     def matches_digest(self, token: tokens.Token) -> bool | None:
-        """Return whether `token` is this credential; None if only bcrypt can decide: the digest's key is missing.
+        """Return whether `token` is this credential, or None if only bcrypt can decide.
 
-        If the stored digest was made with a configured key and differs, the token is wrong. So a guess costs no bcrypt
-        check.
+        Only bcrypt can decide if there is no digest, or if the digest's key is not configured. A wrong token therefore
+        usually costs no bcrypt check.
         """
         for key in tokens.digest_keys():
             if key.id == self.digest_key and self.digest is not None:
@@ -146,12 +162,14 @@ class Verifier:
         return None
 
     def matches_hash(self, token: tokens.Token) -> bool:
-        """Return whether bcrypt matches: 60 ms and more, so do not call it on an event loop or in a transaction."""
+        """Return whether `token` matches the bcrypt hash. This takes 60 ms or more: do not call it on an event loop or
+        in a transaction.
+        """
         return bcrypt.checkpw(token.secret.encode(), self.hash.encode())
 
 
 def verifiers(device_id: UUID) -> list[Verifier]:
-    """Return the live credentials of a device; none if the device is unknown."""
+    """Return the valid credentials of a device: the current one first. The list is empty if the device is unknown."""
     fields = ("token_hash", "token_digest", "token_digest_key", "next_hash", "next_digest", "next_digest_key")
     row = (
         Device.objects.filter(id=device_id)
@@ -170,8 +188,8 @@ def verifiers(device_id: UUID) -> list[Verifier]:
 def rehash(token: tokens.Token, matched: Verifier) -> None:
     """Store a new digest, under the current key, for a token that matched the credential `matched`.
 
-    If the token is the rotated one, it becomes the device's current token. If the credential in the row has changed
-    since `matched` was read, nothing is written: the caller must check the token again.
+    If `matched` is the new credential after a rotation, it becomes the device's only credential. If the row's
+    credential has changed since `matched` was read, nothing is written. The caller must then check the token again.
     """
     key = tokens.digest_keys()[0]
     written = {"token_digest": tokens.digest(token.text, key.value), "token_digest_key": key.id}
@@ -195,14 +213,18 @@ NO_NEXT: Final = {
     "next_command_key_id": "",
     "next_expires_at": None,
 }
-"""The fields of a device without a rotated credential. `next_generation` stays, so that no number is used twice."""
+"""The column values of a device without a new credential from a rotation.
+
+`next_generation` is not in this dict: it must stay, because no generation may be used twice.
+"""
 
 
 @transaction.atomic
 def rotate(token: tokens.Token, secret: NewSecret) -> tuple[str, str]:
-    """Add a new credential next to the one in `token`; return its device token and command key.
+    """Add a new credential to the device of `token`. Return the new device token and the new command key.
 
-    The old token and key work until the new token is first used. Raises the errors of authenticate().
+    The old device token and command key work until the new device token is first used. Raises InvalidToken,
+    DeviceRevoked, NeedsFullCheck.
     """
     device = Device.objects.select_for_update().only("generation", "next_generation").filter(id=token.id).first()
     if device is None:
@@ -222,7 +244,7 @@ def rotate(token: tokens.Token, secret: NewSecret) -> tuple[str, str]:
 
 
 def replaced_by(secret: NewSecret, device_id: UUID, generation: int) -> dict[str, Any]:
-    """Return the fields of a device whose credential becomes `secret`. They replace every earlier credential."""
+    """Return the column values with which `secret` becomes a device's only credential."""
     key = tokens.digest_keys()[0]
     return {
         "token_hash": secret.hash,
@@ -236,12 +258,12 @@ def replaced_by(secret: NewSecret, device_id: UUID, generation: int) -> dict[str
 
 
 def forget_unused_next() -> int:
-    """Delete rotated credentials that were not used in time; return how many."""
+    """Delete new credentials that were not used within NEXT_LIVES after their rotation. Return their number."""
     return Device.objects.filter(next_expires_at__lte=Now()).update(**NO_NEXT)
 
 
 def command_key_ids() -> list[str]:
-    """Return the short names of the command signing keys, the current one first."""
+    """Return the short names of the configured command signing keys, the current key first."""
     return [_key_id(key) for key in settings.COMMAND_SIGNING_KEYS]
 
 
@@ -251,11 +273,11 @@ def _key_id(key: str) -> str:
 
 
 def command_key(device_id: UUID | str, generation: int, key_id: str) -> str:
-    """Return the key that signs the commands of a device, as lower-case hex. Send it to the phone once.
+    """Return the command key of a device as lower-case hex. The server must send the key to the phone only once.
 
-    The returned key is the HMAC-SHA256, under the signing key, of `NXK1`, device id and generation, joined by LF.
-
-    If the device's signing key is no longer configured, the current key is used, and the phone refuses its signatures.
+    The command key is HMAC-SHA256 under the signing key `key_id`. The message of the HMAC is `NXK1`, the device id and
+    the generation, joined by LF. If `key_id` is not configured any more, the current signing key is used. In this case,
+    the phone refuses the envelopes.
     """
     ids = command_key_ids()
     master = settings.COMMAND_SIGNING_KEYS[ids.index(key_id) if key_id in ids else 0]

@@ -1,4 +1,4 @@
-"""Enrollment: enrollment tokens, registration, revocation and retirement."""
+"""Enrollment: enrollment tokens and registration; revocation, reinstatement and retirement of devices."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +22,11 @@ from nexmdm.common.event_feed.events import EventType
 from nexmdm.common.identity import comparison_key
 
 LOST_ANSWER_WINDOW: Final = timedelta(minutes=15)
-"""A phone can repeat its registration with the same enrollment token for this time. Another client that has the token
-and knows the hardware id can get the device's credentials; those of the phone then stop working."""
+"""The time in which a phone may repeat its registration with an enrollment token for several devices.
+
+An enrollment token for one device has no such limit. A repeat replaces the credentials of the phone. So another client
+can take over the device in this time, if the client has the enrollment token and knows the hardware id.
+"""
 
 
 class InvalidEnrollmentToken(DomainError):
@@ -65,7 +68,10 @@ class UnknownDevice(DomainError):
 def create_token(
     *, label: str, max_uses: int, lives: timedelta, tags: Sequence[str], re_enroll: bool
 ) -> tuple[EnrollmentToken, str]:
-    """Create an enrollment token; return its row and its text, which is not stored."""
+    """Create an enrollment token. Return its row, and its text, which the database does not store.
+
+    `lives` is the time until the enrollment token expires.
+    """
     token_id = uuid7()
     token = _derived(token_id, tokens.enrollment_keys()[0])
     row = EnrollmentToken.objects.create(
@@ -82,7 +88,10 @@ def create_token(
 
 
 def text_of(token_id: UUID) -> str | None:
-    """Return the text of an enrollment token again, or None if its SECRET_KEY is no longer configured."""
+    """Return the text of an enrollment token, which is derived again from SECRET_KEY.
+
+    Returns None if the enrollment token is unknown, or if its SECRET_KEY is not configured any more.
+    """
     kept = EnrollmentToken.objects.filter(id=token_id).values_list("token_sha256", flat=True).first()
     for key in tokens.enrollment_keys():
         token = _derived(token_id, key)
@@ -92,7 +101,7 @@ def text_of(token_id: UUID) -> str | None:
 
 
 def revoke_token(token_id: UUID) -> EnrollmentToken:
-    """Revoke an enrollment token permanently. Its devices stay. Raises UnknownEnrollmentToken."""
+    """Revoke an enrollment token permanently. Its devices stay active. Raises UnknownEnrollmentToken."""
     EnrollmentToken.objects.filter(id=token_id, revoked_at=None).update(revoked_at=Now())
     row = EnrollmentToken.objects.filter(id=token_id).first()
     if row is None:
@@ -109,16 +118,17 @@ def _sha256(token: tokens.Token) -> bytes:
 
 
 def unique(tags: Iterable[str]) -> list[str]:
-    """Return each tag once, in the order given."""
+    """Return each tag once, in the order of the first occurrences."""
     return list(dict.fromkeys(tags))
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """The content of a registration, and the address from which the phone sent it.
+    """The content of a registration, and the network address from which the phone sent it.
 
-    `hardware_id` is trimmed, and `alias` is as identity.alias() returns it. `details` are manufacturer, model and
-    os_version, as far as the phone sent them.
+    - `hardware_id` has no blanks around it.
+    - `alias` is a return value of identity.alias().
+    - `details` contains `manufacturer`, `model` and `os_version`, if the phone sent them.
     """
 
     hardware_id: str
@@ -131,10 +141,13 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """The result of a registration, with the device token and the command key, which are shown only in its answer.
+    """The result of a registration.
 
-    `replaced`: the device had earlier credentials, which no longer work. The cause is a re-enrollment, or a repeat
-    after a lost answer (`re_enrolled` is then False). `earlier_address` got the earlier credentials (None: unknown).
+    - `device_token` and `command_key` are secrets. Only the answer to the registration contains them.
+    - `re_enrolled` is true if a known phone has registered again. It is false if a phone has only repeated its
+      registration after a lost answer.
+    - `replaced` is true if the device had earlier credentials, which no longer work.
+    - `earlier_address` is the network address that got the earlier credentials, or None if it is unknown.
     """
 
     device_id: UUID
@@ -146,9 +159,9 @@ class Enrolled:
 
 
 def check(presented: tokens.Token, registration: Registration) -> None:
-    """Raise the errors of register(), in the same order, before any expensive work and without a transaction.
+    """Raise the errors of register(), in the same order. This check needs no transaction and is cheap.
 
-    register() checks again, because the token may be used up, or the alias taken, in the meantime.
+    The check reserves nothing: register() checks again.
     """
     token = _token(presented, EnrollmentToken.objects.all())
     device = next(iter(comparison_keys.with_hardware_id(registration.hardware_id, Device.objects.all())), None)
@@ -157,11 +170,12 @@ def check(presented: tokens.Token, registration: Registration) -> None:
 
 @transaction.atomic
 def register(presented: tokens.Token, registration: Registration, secret: credentials.NewSecret) -> Enrolled:
-    """Enroll a phone, or enroll it again, with a new secret.
+    """Enroll a phone with a new secret, or enroll a known phone again.
 
-    The caller must write the push token, in the same transaction, by push_targets.assign(). The checks have a fixed
-    order, and a refused registration does not count as a use of the token. Registrations with one enrollment token wait
-    for its row; those of one hardware id with different tokens wait for an advisory lock.
+    After this function, the caller must write the push target by push_targets.assign() in the same transaction. A
+    refused registration does not use up the enrollment token. Registrations with one enrollment token wait for each
+    other. Registrations of one hardware id also wait for each other. Raises InvalidEnrollmentToken,
+    EnrollmentTokenExpired, EnrollmentTokenExhausted, EnrollmentTokenRevoked, DeviceRevoked, HardwareKnown, AliasTaken.
     """
     token = _token(presented, EnrollmentToken.objects.select_for_update())
     database.advisory_lock("hardware", registration.hardware_id)
@@ -275,9 +289,11 @@ def _enrol_again(
 
 
 def revoke(device_id: UUID, *, with_event: bool = True) -> bool:
-    """Revoke a device from its next request on; return False if it was revoked before. Raises UnknownDevice.
+    """Revoke a device. Return False if the device was revoked before. Raises UnknownDevice.
 
-    The row stays locked until the transaction ends, so no command is issued before the open commands are cancelled.
+    From the next request on, the device's credentials do not work. The device's row stays locked until the transaction
+    ends. So no new command can be issued before the caller cancels the open commands. Without `with_event`, no event is
+    appended.
     """
     if not Device.objects.select_for_update().filter(id=device_id).exists():
         raise UnknownDevice
@@ -288,7 +304,10 @@ def revoke(device_id: UUID, *, with_event: bool = True) -> bool:
 
 
 def retire(device_id: UUID) -> bool:
-    """Retire a device and free its alias; False if nothing changed. Locks, and raises errors, as revoke() does."""
+    """Retire a device and free its alias. Return False if nothing changed. Raises UnknownDevice.
+
+    The device's row stays locked until the transaction ends.
+    """
     revoke(device_id, with_event=False)
     changed = Device.objects.filter(id=device_id).exclude(retired_at__isnull=False, alias=None).exists()
     if Device.objects.filter(id=device_id, retired_at=None).update(retired_at=Now()):
@@ -298,9 +317,10 @@ def retire(device_id: UUID) -> bool:
 
 
 def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
-    """Retire a device that was wiped; False if it is retired, or was enrolled again since its wipe was settled.
+    """Retire a device whose phone has reported its `wipe` as `succeeded`.
 
-    `settled_at` is None if the wipe was open until now, because a new enrollment would have cancelled an open wipe.
+    `settled_at` is the time at which the `wipe` was settled before, or None if the `wipe` was open until this report.
+    Returns False without a change if the device is retired already, or was enrolled again after `settled_at`.
     """
     device = Device.objects.select_for_update().filter(id=device_id, retired_at=None)
     if not (device if settled_at is None else device.filter(enrolled_at__lt=settled_at)).exists():
@@ -309,7 +329,10 @@ def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
 
 
 def reinstate(device_id: UUID) -> datetime | None:
-    """Reinstate a device; return when it was revoked, or None if it was not. Raises UnknownDevice, DeviceRetired."""
+    """Reinstate a device. Return when the device was revoked, or None if the device was not revoked.
+
+    Raises UnknownDevice, DeviceRetired.
+    """
     device = Device.objects.select_for_update(no_key=True).only("revoked_at", "retired_at").filter(id=device_id).first()
     if device is None:
         raise UnknownDevice

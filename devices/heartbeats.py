@@ -1,4 +1,4 @@
-"""Heartbeats: one statement checks the tokens of many phones and stores their readings."""
+"""SQL statements that check the tokens of many heartbeats and store what the heartbeats report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from devices.push_targets import REGISTERED_LATER, PushTarget
 
 @dataclass(slots=True)
 class HeartbeatRecord:
-    """One heartbeat with its token and its readings. None means "not sent: keep the earlier value".
+    """One heartbeat with its token. A field that is None was not sent: the stored value stays.
 
-    `status` is JSON. `push_target` is only compared here; `push_target_sent` is true also for an explicit null.
+    `push_target_sent` is true if the phone sent a push target or a null. The statements of this module only compare
+    `push_target` with the stored push target. They do not write it.
     """
 
     token: tokens.Token
@@ -26,7 +27,10 @@ class HeartbeatRecord:
     push_target: PushTarget | None = None
 
     def merge(self, later: "HeartbeatRecord") -> bool:
-        """Merge a later heartbeat with the same token into this one; its fields override the earlier ones."""
+        """Merge a later heartbeat with the same token into this heartbeat. Always return True.
+
+        Each field that `later` has replaces the earlier value.
+        """
         self.status = self.status if later.status is None else later.status
         self.agent_version = self.agent_version if later.agent_version is None else later.agent_version
         if later.push_target_sent:
@@ -34,7 +38,7 @@ class HeartbeatRecord:
         return True
 
     def log_fields(self) -> dict[str, str]:
-        """Return the fields that identify the heartbeat in a log line."""
+        """Return the device id, for a log line."""
         return {"device_id": str(self.token.id)}
 
     def is_wanted(self) -> bool:
@@ -44,7 +48,7 @@ class HeartbeatRecord:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResult:
-    """The outcome of one heartbeat: the verdict on its token, and whether its push target must be written."""
+    """The result of one heartbeat: the verdict on its token, and whether its push target must be written."""
 
     verdict: str
     push_target_changed: bool
@@ -79,11 +83,11 @@ _READINGS: Final = """
     last_status = COALESCE({sent}.status, presence.last_status),
     agent_version = COALESCE({sent}.agent_version, presence.agent_version)"""
 
-# The readings of devices that are certainly online, with a token that was used before; record_others() records the few
-# others. So this statement, which each flush plans and runs, touches no table but that of the readings. (It compares a
-# length, not `last_seen_at`: for that the planner would read the column's statistics.) Only rows that differ from a
-# plain `good` are returned, so that the others cost nothing when the answer is read. Unknown devices get the verdict of
-# wrong tokens. The last column is NULL if all good heartbeats are recorded, and else the positions of those that are.
+# RECORD writes only the table of presence, because each flush plans and runs this statement. It records heartbeats of
+# devices that are certainly online and whose token was used before. record_others() records all other good heartbeats.
+# Do not compare `last_seen_at` itself: the planner would read the statistics of this column. The second column has only
+# results that are not plain `good`, so that the answer is short. An unknown device gets the verdict `wrong`. The last
+# column is NULL if all good heartbeats are recorded. If some are not, it has the positions of the recorded heartbeats.
 RECORD: Final = f"""
     WITH {_JUDGED}, seen AS (
         UPDATE devices_presence presence
@@ -104,9 +108,10 @@ RECORD: Final = f"""
 
 
 def record_others() -> str:
-    """Return the statement that records heartbeats which RECORD has left out: also their spans, events and first uses.
+    """Return the statement that records the heartbeats which RECORD has not recorded.
 
-    It follows spans.LOCK in one transaction: so it sees what the transactions that had the locks before wrote.
+    This statement also writes spans, events and first uses of tokens. Run it after spans.LOCK in one transaction, as a
+    separate statement. Only then does it see the changes of transactions that had the locks before.
     """
     return f"""
         WITH {_JUDGED}, before AS MATERIALIZED (
@@ -134,10 +139,10 @@ def record_others() -> str:
 
 
 def query_params(records: Sequence[HeartbeatRecord]) -> dict[str, Any]:
-    """Return the parameters of RECORD for these heartbeats.
+    """Return the parameters of RECORD and record_others() for these heartbeats.
 
-    The records must be sorted by device id, so that parallel batches lock rows in the same order. At most one record
-    may have the same token.
+    The records must be sorted by device id, so that parallel batches lock rows in the same order. No two records may
+    have the same token.
     """
     key = tokens.digest_keys()[0]
     rows = [
@@ -165,7 +170,9 @@ def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
 
 
 def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
-    """Return the outcomes of `count` heartbeats from the rows of RECORD, which contain only the exceptions."""
+    """Return the results of `count` heartbeats. `exceptions` is the column of RECORD with the results that are not
+    plain `good`.
+    """
     outcomes = [GOOD_RESULT] * count
     for position, verdict, push_target_changed in orjson.loads(exceptions or "[]"):
         outcomes[position] = HeartbeatResult(verdict, push_target_changed)
@@ -173,7 +180,9 @@ def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
 
 
 def left_out(results: Sequence[HeartbeatResult], recorded: str | None) -> list[int]:
-    """Return the places of the good heartbeats that RECORD has not recorded, by the last column of its row."""
+    """Return the places of the good heartbeats that RECORD has not recorded. `recorded` is the last column of RECORD's
+    row.
+    """
     if recorded is None:
         return []
     done = set(orjson.loads(recorded))

@@ -11,9 +11,10 @@ import orjson
 from nexmdm.common import database
 
 PAUSE: Final = timedelta(minutes=1)
-"""The shortest time between two writes of a device's row, however often the server refuses its phone."""
+"""The shortest time between two writes of one device's row."""
 
-# Ordered by id, so that concurrent writers lock rows in the same order. An older refusal never replaces a later one.
+# Rows are written in the order of their ids, so that concurrent writers lock them in one order. An older refusal must
+# never replace a later refusal.
 _WRITE: Final = """
     WITH asked AS (
         SELECT asked.device_id, now() - asked.age * interval '1 second' AS at, asked.route, asked.code
@@ -34,7 +35,7 @@ _WRITE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class LastRefused:
-    """A refusal to be written; `age` is its age in seconds."""
+    """A refusal to be stored. `age` is the time in seconds since the refusal."""
 
     device_id: UUID
     age: float
@@ -43,9 +44,10 @@ class LastRefused:
 
 
 def write(refused: Iterable[LastRefused]) -> list[UUID]:
-    """Write the last refusals of devices, one each; return the devices whose row was written less than PAUSE ago.
+    """Store last refusals, at most one for each device. The function runs one statement.
 
-    The caller must write these again when PAUSE is over. Costs one statement.
+    Returns the devices whose row was written less than PAUSE ago. The caller must write their refusals again after
+    PAUSE.
     """
     rows = [asdict(one) for one in refused]
     held_back = database.rows(_WRITE, {"refused": orjson.dumps(rows).decode(), "pause": PAUSE})

@@ -1,4 +1,4 @@
-"""The tables of devices: enrollment tokens, devices, their presence, its history, and their last refusals."""
+"""The tables of devices: enrollment tokens, devices, presence, presence history, service gaps and last refusals."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -18,7 +18,7 @@ from nexmdm.common.event_feed.events import EventType
 
 
 class EnrollmentToken(models.Model):
-    """The right to register some devices for some time. Its secret is derived, and never stored."""
+    """An enrollment token. Its secret is derived from SECRET_KEY and is not stored."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     token_sha256 = models.BinaryField(max_length=32)
@@ -43,19 +43,22 @@ class EnrollmentToken(models.Model):
 
 
 DESCRIBED: Final = "jsonb_build_object('alias', alias, 'tags', tags)"
-"""SQL: the data of an event about a device."""
+"""SQL for the data of an event about a device."""
 
 _APPEND: Final = "(SELECT id AS device_id, alias, tags FROM devices_device WHERE id = ANY(%(ids)s)) about"
 
 
 def append_events(event_type: EventType, device_ids: Collection[UUID]) -> None:
-    """Append an event about each of these devices, with their aliases and tags of now. Runs in a transaction."""
+    """Append an event of one type about each of these devices, with its present alias and tags.
+
+    The caller must open a transaction.
+    """
     statement = events.append_for_devices(_APPEND, event_type, "NULL::uuid", DESCRIBED)
     database.execute(statement, {"ids": list(device_ids)})
 
 
 FAILING_FROM: Final = 5
-"""If FCM accepted none of this many pushes in a row to a device, pushing to the device counts as failing."""
+"""If FCM accepted none of this number of pushes in a row to a device, the push health of the device is `failing`."""
 
 PUSH_HEALTH: Final = {
     "ok": Q(push_token__isnull=False, push_token_dead_at=None, push_failures__lt=FAILING_FROM),
@@ -63,36 +66,38 @@ PUSH_HEALTH: Final = {
     "dead": Q(push_token_dead_at__isnull=False),
     "none": Q(push_token=None),
 }
-"""The states of pushing by name; each device is in exactly one of them."""
+"""The condition for each value of the push health. Each device matches exactly one condition."""
 
 
 def not_seen_after(moment: datetime) -> Q:
-    """Return the condition for devices that sent no heartbeat after a moment.
+    """Return the condition for devices that sent no heartbeat after `moment`.
 
-    For a device that has sent none, the time of its enrollment counts. The moment is a value, not an expression, so
-    that PostgreSQL knows it when it plans. Every device has a presence row; the condition still requires one, because
-    PostgreSQL can then use an inner join, which may begin with either table.
+    For a device that never sent a heartbeat, the time of its enrollment counts.
     """
+    # Pass the moment as a value and not as an expression, because PostgreSQL's planner must know the moment. Keep the
+    # condition on the presence row, although each device has one: with the condition, PostgreSQL can use an inner join.
     silent = Q(presence__last_seen_at__lte=moment) | Q(presence__last_seen_at=None, enrolled_at__lte=moment)
     return Q(presence__isnull=False) & silent
 
 
 class PushKind(models.TextChoices):
-    """The kinds of push targets: the field of FCM's message that has the text."""
+    """The kinds of push targets: push token and FID. The value is the field of FCM's message that contains the push
+    target.
+    """
 
     TOKEN = "token"  # noqa: S105
     FID = "fid"
 
 
 class DeviceQuerySet(models.QuerySet["Device"]):
-    """Filters of devices by what they may do."""
+    """Filters that other queries of devices use."""
 
     def active(self) -> Self:
         """Keep the devices that are neither revoked nor retired."""
         return self.filter(revoked_at=None)
 
     def reachable_by_push(self) -> Self:
-        """Keep the devices whose push token is not known to be dead."""
+        """Keep the devices that have a push target which FCM has not called dead."""
         return self.filter(push_token__isnull=False, push_token_dead_at=None)
 
 
@@ -103,29 +108,36 @@ PUSH_OWNER: Final = MD5(
         output_field=models.CharField(),
     )
 )
-"""The digest of the installation in a device's push token; identity.push_owner_digest() computes the same."""
+"""SQL expression for the MD5 of the installation in a push target. identity.push_owner_digest() computes the same
+value.
+"""
 
 UNKEYED: Final = Q(hardware_key=None) | Q(alias__isnull=False, alias_key=None)
-"""The devices that the previous version wrote, and whose comparison keys are not filled in yet."""
+"""The condition for devices without comparison keys. The previous version of NexMDM writes rows without keys."""
 
 
 class Device(models.Model):
-    """The record of a phone: its identity and its credentials (hashes only).
+    """The record of a phone. It contains no secret: credentials are stored as hashes.
 
-    The credential of record is `token_hash` (bcrypt). `token_digest` is a keyed index of the same token, which may be
-    deleted at any time. The `next_…` fields contain a rotated credential until its first use. `generation` counts the
-    credentials, and with `command_key_id` (the id of the signing key) determines the device's command key.
+    Credentials:
+    - `token_hash` is the bcrypt hash of the device token's secret.
+    - `token_digest` is an HMAC of the device token. The HMAC may be deleted at any time.
+    - The fields `next_…` have the new credential after a rotation, until its first use.
+    - `generation` counts the credentials. `generation` and `command_key_id` determine the command key. `command_key_id`
+      is the short name of a command signing key.
 
-    `alias_key` and `hardware_key` are comparison keys (devices/identity/comparison_keys.py), NULL until they are filled
-    in. `enrolled_from` is the address that got the latest credential from a registration. A retired device is always
-    revoked too.
+    Identity:
+    - `alias_key` and `hardware_key` are the comparison keys, or NULL until fill() of comparison_keys.py writes them.
+    - `enrolled_from` is the network address that got the latest credential from a registration.
+    - A device with `retired_at` always has `revoked_at` too.
 
-    `push_token` is the text of the push target, and `push_kind` its kind. `push_registered_at` is when the phone
-    registered it with Firebase, as the phone reported it, and never in the future. `push_revived_at` is when a dead FID
-    of this device last became live again.
-
-    `push_failures` counts the pushes in a row, FAILING_FROM at most, that ended without an accepted one. When the push
-    token changes or is deleted, a trigger sets it to 0.
+    Push:
+    - `push_token` is the text of the push target, and `push_kind` its kind.
+    - `push_registered_at` is the time when the phone registered the push target with Firebase, as the phone reported
+      it. This time is never in the future.
+    - `push_revived_at` is the time when a dead FID of this device last became live again.
+    - `push_failures` counts the pushes in a row that FCM did not accept, up to FAILING_FROM. A trigger sets
+      `push_failures` to 0 when `push_token` changes.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -172,13 +184,13 @@ class Device(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(name="device_hardware_id", fields=["hardware_id"]),
             models.UniqueConstraint(name="device_alias", fields=["alias"]),
-            # By digest: a push token may be longer than an index entry.
+            # The constraint uses a digest, because a push token may be longer than an index entry.
             models.UniqueConstraint(MD5("push_token"), name="device_push_token_has_one_owner"),
             models.CheckConstraint(
                 name="device_dead_push_token_is_known",
                 condition=Q(push_token_dead_at=None) | Q(push_token__isnull=False),
             ),
-            # The previous version can reinstate a device, and does not know retirement.
+            # The previous version does not know retirement, and can reinstate any device.
             models.CheckConstraint(
                 name="device_retired_is_revoked",
                 condition=Q(retired_at=None) | Q(revoked_at__isnull=False),
@@ -191,12 +203,12 @@ class Device(models.Model):
         indexes: ClassVar = [
             # Audiences and lists by tag.
             GinIndex(name="device_by_tag", fields=["tags"]),
-            # The device with a given alias or hardware id; no constraint yet (docs/operations/upgrade.md).
+            # Find the device with an alias or a hardware id. There is no constraint yet (docs/operations/upgrade.md).
             models.Index(name="device_alias_key", fields=["alias_key"]),
             models.Index(name="device_hardware_key", fields=["hardware_key"]),
             # Rows that the previous version has written.
             models.Index(name="device_without_keys", fields=["id"], condition=UNKEYED),
-            # The devices that share the installation of a push token; no constraint yet, as above.
+            # Find the devices that share the installation of a push token. There is no constraint yet.
             models.Index(PUSH_OWNER, name="device_push_owner"),
             # The searches of the previous version.
             models.Index(name="device_alias_starts", fields=["alias"], opclasses=["varchar_pattern_ops"]),
@@ -210,7 +222,7 @@ class Device(models.Model):
 
     @property
     def push_health(self) -> Literal["ok", "failing", "dead", "none"]:
-        """The state of PUSH_HEALTH that the device is in."""
+        """The push health of the device: a key of PUSH_HEALTH."""
         if self.push_token is None:
             return "none"
         if self.push_token_dead_at is not None:
@@ -219,9 +231,10 @@ class Device(models.Model):
 
 
 class DeadPushToken(models.Model):
-    """The digest of a push target that FCM called dead, and when the push that showed it was sent.
+    """A push target that FCM called dead: its digest, and the time when the push that FCM refused was sent.
 
-    A token stays dead, whichever device sends it again. A FID becomes live again when a phone registers it later.
+    A dead push token stays dead, even if another device sends it. A dead FID becomes live again if a phone registers
+    the FID later.
     """
 
     sha256 = models.BinaryField(max_length=32, primary_key=True)
@@ -238,14 +251,13 @@ class DeadPushToken(models.Model):
 
 
 class Presence(models.Model):
-    """The last readings of a device. Every heartbeat writes it, so it is narrow, with no index but its key.
+    """What a device last reported. `online_from` is the beginning of the span in which the device is online.
 
-    (An index on a column that a heartbeat writes would be updated too; without one, updates stay in place.)
-
-    `online_from` is the beginning of the span in which the device is online. It is NULL once the end of that span is
-    stored as a PresenceSpan, and for a device that has sent no heartbeat since these spans exist.
+    `online_from` is NULL if the end of the last span is stored as a PresenceSpan. It is also NULL for a device that has
+    sent no heartbeat since spans exist.
     """
 
+    # Add no index: every heartbeat writes this row. An update is cheap only if no index contains a changed column.
     device = models.OneToOneField(Device, on_delete=models.CASCADE, primary_key=True)
     last_seen_at = models.DateTimeField(null=True, blank=True)
     online_from = models.DateTimeField(null=True, blank=True)
@@ -260,9 +272,10 @@ class Presence(models.Model):
 
 
 class PresenceSpan(models.Model):
-    """A time in which a device was online, and which is over: from a heartbeat on, until its last one lost its effect.
+    """A span that has ended: a time in which a device was online, from a heartbeat until the moment it became offline.
 
-    The span that is not over is `Presence.online_from`. It has no constraint on the device, as LastRefusal has none.
+    The beginning of a span that has not ended is in `Presence.online_from`. The table has no foreign key constraint.
+    The docstring of LastRefusal explains why.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -285,7 +298,9 @@ class PresenceSpan(models.Model):
 
 
 class ServiceMark(models.Model):
-    """The one row with the last time at which a web worker ran; each worker writes it every few seconds."""
+    """The only row of this table has the last time at which a web worker ran. Each web worker writes it every few
+    seconds.
+    """
 
     id = models.SmallIntegerField(primary_key=True)
     at = models.DateTimeField()
@@ -295,7 +310,7 @@ class ServiceMark(models.Model):
 
 
 class ServiceGap(models.Model):
-    """A time in which no web worker ran, so that no device could send a heartbeat. No two of them overlap."""
+    """A time in which no web worker ran, so that no device could send a heartbeat. Two service gaps never overlap."""
 
     id = models.BigAutoField(primary_key=True)
     began_at = models.DateTimeField()
@@ -306,10 +321,10 @@ class ServiceGap(models.Model):
 
 
 class LastRefusal(models.Model):
-    """The last refusal of a device's requests: time, route and code. Written at most once a minute.
+    """The last refusal of a device's requests: time, route and code. It is written at most once a minute.
 
-    It has a separate table, so that the rows which heartbeats write stay narrow. It has no constraint on the device:
-    devices are never deleted, and a constraint would lock them.
+    The table has no foreign key constraint on the device. Devices are never deleted, and the constraint would lock rows
+    of devices.
     """
 
     device = models.OneToOneField(

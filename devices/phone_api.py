@@ -1,4 +1,4 @@
-"""The endpoints that phones call: heartbeat (the most frequent one, so its route comes first), register, rotate."""
+"""The endpoints that phones call: heartbeat, register and rotate."""
 
 from datetime import datetime
 from functools import partial
@@ -27,6 +27,7 @@ from nexmdm.common.types import respond
 
 log = structlog.get_logger()
 
+# Keep the heartbeat as the first route: it is the most frequent request.
 router = Router(tags=["device"])
 
 REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the hardware was known.", ["re_enrolled"])
@@ -36,10 +37,10 @@ REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the
 async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> HttpResponse:
     """Report that this phone is alive, and get its open commands. The answer is sent after the commit.
 
-    A field that is not sent, or null, keeps its earlier value; only a null `push_token` or `push_target` deletes
-    the stored one.
-    `commands` contains at most 20 commands: first those without a report, oldest first. The server sends each
-    command until its final report. If `has_more` is true, report on these commands, then send the next heartbeat.
+    If a field is null or not sent, its stored value stays. Only a null `push_token` or `push_target` deletes the stored
+    push target. `commands` contains at most 20 commands. Commands without a report come first, oldest first. The server
+    sends each command again until the phone has sent its final report. If `has_more` is true, report on these commands,
+    then send the next heartbeat.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     answer = await check_in.check_in(token, body.fields, body.notes, request.META["REMOTE_ADDR"])
@@ -52,10 +53,11 @@ async def heartbeat(request: HttpRequest, body: Body[Reading[Heartbeat]]) -> Htt
 async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpResponse:
     """Register this phone. Only this answer contains its device token and its command key.
 
-    If the answer is lost, register again with the same enrollment token before the device token is used. This must be
-    within 15 minutes, unless that enrollment token is for one device only. A known phone needs an enrollment token that
-    was created with `re_enroll`. The phone keeps its `device_id`, its old token stops working immediately, and its open
-    commands are cancelled.
+    If the answer is lost, register again with the same enrollment token before the device token is used. With an
+    enrollment token for several devices, repeat the registration within 15 minutes. If the server already has a device
+    of this phone that is not retired, the enrollment token must have been created with `re_enroll`. A phone that
+    registers again keeps its `device_id`. Its old device token stops working immediately, and its open commands are
+    cancelled.
     """
     presented: tokens.Token = request.auth  # type: ignore[attr-defined]
     registration = _registration(body.fields, request.META["REMOTE_ADDR"].partition("%")[0] or None)
@@ -85,7 +87,6 @@ async def register(request: HttpRequest, body: Body[Reading[Register]]) -> HttpR
 
 
 def _warn_of_replacement(presented: tokens.Token, registration: Registration, enrolled: Enrolled) -> None:
-    """Log a possible takeover: a re-enrollment, or a repeat of a registration from another address."""
     if enrolled.re_enrolled or (enrolled.replaced and enrolled.earlier_address != registration.address):
         log.warning(
             "device.re_enrolled",
@@ -125,9 +126,9 @@ def _register(
 async def rotate(request: HttpRequest, body: Rotation | None = None) -> HttpResponse:
     """Get a new device token and command key. The old token and key work until the new token is first used.
 
-    If the new token is not used within 24 h, the new token and key are deleted, and the old ones stay valid. Another
-    rotation before the first use replaces the new token and key. More than 10 rotations of one device in an hour get
-    429.
+    If the new token is not used within 24 h, the new token and key are deleted. The old token and key then stay valid.
+    A second rotation before this first use replaces the new token and key. After 10 rotations of one device in an hour,
+    the server answers 429.
     """
     token: tokens.Token = request.auth  # type: ignore[attr-defined]
     rate_limits.check_rotation(token.id)

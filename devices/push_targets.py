@@ -1,8 +1,8 @@
-"""Push targets: which device has each one, and which ones FCM has called dead.
+"""Push targets: which device has a push target, and which push targets FCM has called dead.
 
-A push target is a registration token of FCM, or a FID: the id of an installation of the app (Firebase: "Manage Firebase
-installations"). A token begins with its installation's FID, and an installation is on one phone only. So only one
-device has a push target of each installation (identity.push_owner).
+A push target is a push token of FCM or a FID (Firebase: "Manage Firebase installations"). A push token begins with the
+FID of its installation, and an installation is on only one phone. So only one device may have a push target of an
+installation. identity.push_owner() returns the installation of a push target.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -22,25 +22,27 @@ from nexmdm.common.event_feed.events import Event, EventType
 from nexmdm.common.identity import push_owner, push_owner_digest
 
 REVIVED_AT_MOST_EVERY: Final = timedelta(hours=1)
-"""The shortest time between two revivals of dead FIDs of one device."""
+"""The shortest time between two revivals of a device's dead FIDs."""
 
 REGISTERED_EVERY: Final = timedelta(minutes=10)
-"""The shortest time between two stored registrations of a live push target.
+"""The shortest time between two stored values of `registered_at` for the same live push target.
 
-A phone whose clock is ahead of the server's sends a later time with each heartbeat.
+Without this limit, a phone whose clock is ahead of the server's clock would cause a write with each heartbeat.
 """
 
 _TURNS: Final = "push token"
-"""The advisory lock's name: transactions that write push targets of one installation wait for each other."""
+"""The purpose of the advisory locks. Transactions that write push targets of one installation wait for each other."""
 
 NO_TARGET: Final = {
     "push_token": None, "push_kind": PushKind.TOKEN, "push_registered_at": None, "push_token_dead_at": None,
 }  # fmt: skip
-"""The columns of a device without a push target."""
+"""The column values of a device without a push target."""
 
 
 class PushTarget(NamedTuple):
-    """A push target, as a phone sends it. `registered_at`: when it was registered with Firebase, by server time."""
+    """A push target, as a phone sends it. `registered_at` is when the phone registered it with Firebase, by server
+    time.
+    """
 
     kind: str
     value: str
@@ -48,7 +50,7 @@ class PushTarget(NamedTuple):
 
 
 class Death(NamedTuple):
-    """A push target that FCM called dead, and when the push that showed it was sent."""
+    """A push target that FCM called dead. `at` is the time when the push that FCM refused was sent."""
 
     kind: str
     value: str
@@ -56,7 +58,10 @@ class Death(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """The result of assign(): the devices that lost their push target, and whether pushing to this device changed."""
+    """The result of assign(). `taken_from` lists the devices that lost their push target.
+
+    `is_changed` is true if pushes to the device now go to another push target, or if its dead FID became live again.
+    """
 
     taken_from: list[UUID]
     is_changed: bool
@@ -67,11 +72,11 @@ def _interval(length: timedelta) -> str:
 
 
 def _not_after_now(moment: str) -> str:
-    # LEAST alone would ignore a NULL.
+    # LEAST ignores a NULL, so LEAST alone would return now() for a NULL.
     return f"CASE WHEN {moment} IS NOT NULL THEN LEAST({moment}, now()) END"
 
 
-# A target that was dead before stays dead if the record of its death is deleted meanwhile.
+# A push target that is dead in the row of its device stays dead after retention has deleted the record of its death.
 _ASSIGN: Final = f"""
     WITH judged AS (
         SELECT id, is_same, died_at, registered_at, push_token_dead_at IS NOT NULL AS was_dead,
@@ -112,22 +117,22 @@ REGISTERED_LATER: Final = f"""
             THEN device.push_token_dead_at
         ELSE 'infinity' END
 """
-"""The condition under which assign() must write a target that only has another `registered_at`.
+"""SQL condition: the phone sent the stored push target with a later `registered_at`, and assign() must store it.
 
-`asked` has the target's push_registered_at; `device` is the row of its device.
+In this SQL, `asked` is a row with `push_registered_at`, and `device` is the row of the device.
 """
 
 
 def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
-    """Set or delete a device's push target. Runs in a transaction.
+    """Set the push target of a device, or delete it if `target` is None. The caller must open a transaction.
 
-    Any other device with a push target of the same installation loses it. A token that FCM called dead stays dead,
-    whichever device sends it. A FID that FCM called dead becomes live again if it was registered after its death. This
-    happens at most once an hour for each device.
+    If another device has a push target of the same installation, that device loses its push target. A push token that
+    FCM called dead stays dead, even if another device sends it. A FID that FCM called dead becomes live again if the
+    phone registered it after its death. Such a revival happens at most once an hour for each device.
     """
     if target is not None:
         take_turns([target.value])
-    # One statement, ordered by id: otherwise two phones that swap their push targets would deadlock.
+    # Lock all rows in one statement, ordered by id. If not, two phones that swap their push targets would deadlock.
     others = Device.objects.none() if target is None else _of_one_installation(push_owner_digest(target.value))
     locked = (others | Device.objects.filter(id=device_id)).order_by("id").select_for_update(no_key=True)
     taken_from = [owner for owner in locked.values_list("id", flat=True) if owner != device_id]
@@ -147,9 +152,10 @@ def assign(device_id: UUID, target: PushTarget | None) -> Assigned:
 
 
 def take_turns(push_tokens: Collection[str]) -> None:
-    """Make other transactions that write push targets of these installations wait until this transaction ends.
+    """Take the advisory locks of the installations of these push targets, until the transaction ends.
 
-    Must come before the lock of any device.
+    Other transactions that write push targets of these installations wait. Call this function before any device is
+    locked.
     """
     for owner in sorted(set(map(push_owner, push_tokens))):
         database.advisory_lock(_TURNS, owner)
@@ -169,10 +175,10 @@ _MARK: Final = f"""
 
 
 def mark_dead(deaths: Sequence[Death]) -> list[UUID]:
-    """Store that FCM called these push targets dead; return the devices that have them now. Runs in a transaction.
+    """Store that FCM called these push targets dead. Return the devices that have these push targets now.
 
-    A FID that its device registered after the push was sent is not dead: FCM's answer is about the earlier
-    registration.
+    A FID is not dead if its device registered the FID after the push was sent: FCM's answer is about the earlier
+    registration. The caller must open a transaction.
     """
     if not deaths:
         return []
@@ -197,9 +203,10 @@ def mark_dead(deaths: Sequence[Death]) -> list[UUID]:
 
 
 def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]:
-    """Return the digests of up to `limit` installations whose push targets several devices have.
+    """Return up to `limit` installations whose push targets several devices have, as digests (PUSH_OWNER).
 
-    Only earlier versions wrote such rows. Reads all devices: 0.2 s for 100,000.
+    Only earlier versions of NexMDM gave several devices push targets of one installation. The function reads all
+    devices: 0.2 s for 100,000 devices.
     """
     devices = Device.objects.using(using).filter(push_token__isnull=False).order_by()
     shared = devices.values(owner=PUSH_OWNER).annotate(count=Count("id")).filter(count__gt=1)
@@ -207,10 +214,10 @@ def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]
 
 
 def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
-    """Return the devices that must give up the push target of one of these installations: all its devices but one.
+    """Return the devices that must lose their push target, because another device has the same installation.
 
-    Of the devices that are not revoked, the one that was seen last keeps the push target. If all are revoked, the one
-    that was revoked last keeps it.
+    Of each installation, one device keeps its push target. Of the active devices, this is the device that was seen
+    last. If all devices are revoked, it is the device that was revoked last.
     """
     last_seen_first = [
         F("revoked_at").desc(nulls_first=True), F("presence__last_seen_at").desc(nulls_last=True), F("id").desc(),
@@ -221,9 +228,9 @@ def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> li
 
 
 def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
-    """Leave the push target of an installation to one device: of those not revoked, the one that was seen last.
+    """Delete the push targets of an installation from all devices except one. Return the changed devices.
 
-    Deletes it from all others, and returns their ids. Must run in a transaction.
+    sharing() defines which device keeps its push target. The caller must open a transaction.
     """
     devices = _of_one_installation(owner_digest)
     for push_token in devices.order_by().values_list("push_token", flat=True)[:1]:
@@ -235,7 +242,9 @@ def leave_to_the_last_seen(owner_digest: str) -> list[UUID]:
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` records of push targets that died more than `kept` ago; return how many it deleted."""
+    """Delete up to `limit` records of push targets that died more than `kept` ago. Return the number of deleted
+    records.
+    """
     old = DeadPushToken.objects.filter(died_at__lt=Now() - kept).order_by("died_at").values_list("sha256", flat=True)
     deleted, _ = DeadPushToken.objects.filter(sha256__in=list(old[:limit])).delete()
     return deleted
@@ -250,15 +259,12 @@ def _forget(device_ids: Collection[UUID]) -> None:
 
 
 def _owners_of(push_tokens: Iterable[str]) -> QuerySet[Device]:
-    # By MD5, as the unique index stores it.
+    # The unique index contains the MD5 of push targets.
     digests = [md5(push_token.encode(), usedforsecurity=False).hexdigest() for push_token in push_tokens]
     return Device.objects.alias(digest=MD5("push_token")).filter(digest__in=digests)
 
 
 def _digest(kind: str, value: str) -> bytes:
-    """Return the key under which a dead push target is stored.
-
-    A token's key is its SHA-256, as earlier versions wrote it. No push target contains a NUL, so the two kinds have
-    different keys.
-    """
+    # The digest of a push token is its plain SHA-256, because earlier versions stored it like this. No push target
+    # contains a NUL, so a FID never has the digest of a push token.
     return sha256(value.encode() if kind == PushKind.TOKEN else f"{kind}\0{value}".encode()).digest()

@@ -24,7 +24,7 @@ from nexmdm.common.event_feed.events import EventType
 
 
 def devices(query: DeviceQuery) -> DevicePage:
-    """Return a page of devices, newest first."""
+    """Return a page of devices, newest first. Raises ForeignCursor."""
     rows = _described().filter(*_conditions(query, database.now()))
     found, next_cursor = pagination.paginate(rows, query, UUID)
     return DevicePage(items=[DeviceRow.of(device) for device in found], next_cursor=next_cursor)
@@ -64,9 +64,10 @@ def device(device_id: UUID) -> DeviceRow:
 
 
 def change(device_id: UUID, changes: dict[str, Any]) -> bool:
-    """Set a device's alias or tags; return False if it has them already.
+    """Set the alias, the tags, or both, of a device. Return False if the device has these values already.
 
-    Runs in a transaction. Raises UnknownDevice, DeviceRetired, AliasTaken.
+    `changes` contains `alias`, `tags` or both. The caller must open a transaction. Raises UnknownDevice, DeviceRetired,
+    AliasTaken.
     """
     found = (
         Device.objects.select_for_update(no_key=True).only("alias", "tags", "retired_at").filter(id=device_id).first()
@@ -89,6 +90,6 @@ def change(device_id: UUID, changes: dict[str, Any]) -> bool:
 
 
 def enrollment_tokens(query: ListQuery) -> EnrollmentTokenPage:
-    """Return a page of enrollment tokens, newest first."""
+    """Return a page of enrollment tokens, newest first. Raises ForeignCursor."""
     found, next_cursor = pagination.paginate(EnrollmentToken.objects.all(), query, UUID)
     return EnrollmentTokenPage(items=[EnrollmentTokenRow.of(token) for token in found], next_cursor=next_cursor)

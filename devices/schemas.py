@@ -1,6 +1,6 @@
 """Schemas of devices: bodies, queries and answers.
 
-nexmdm/common/tolerance/repair.py repairs or drops values of phones that are not valid.
+nexmdm/common/tolerance/repair.py repairs or drops values from phones that do not fit these schemas.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -45,20 +45,21 @@ class _PushTargetText(TypedDict):
 
 
 class SentPushTarget(_PushTargetText, total=False):
-    """A registration token of FCM, or a FID: the id of a Firebase installation.
+    """A push token of FCM, or a FID: the id of a Firebase installation.
 
-    `registered_at` is when the phone registered it, by the server's time; a later time than now counts as now. A token
-    that FCM called dead stays dead. A FID that FCM called dead becomes live again when it is sent with a
-    `registered_at` after its death, at most once an hour. If several devices send a target of the same installation,
-    only the last one keeps it.
+    `registered_at` is the time when the phone registered the push target, by the server's clock; a future time counts
+    as now. A push token that FCM called dead stays dead. A FID that FCM called dead becomes live again if the phone
+    sends it with a `registered_at` after its death, at most once an hour. If several devices send a push target of one
+    installation, only the last of these devices keeps it.
     """
 
     registered_at: Annotated[Time | None, INFORMS_EXACTLY]
 
 
 class PushTargetBody(DeviceBody):
-    """The two fields for a push target. `push_token` is a target of kind `token`; if both are sent, `push_target`
-    counts.
+    """The two fields for a push target. If both are sent, only `push_target` counts.
+
+    `push_token` is a push target of kind `token`.
     """
 
     push_token: Annotated[PushToken | None, INFORMS_EXACTLY] = None
@@ -66,11 +67,11 @@ class PushTargetBody(DeviceBody):
 
     @property
     def sends_push_target(self) -> bool:
-        """Return whether a push target or a null was sent."""
+        """Return whether the phone sent a push target or a null."""
         return not self.model_fields_set.isdisjoint(("push_token", "push_target"))
 
     def sent_push_target(self) -> PushTarget | None:
-        """Return the push target that was sent, if any."""
+        """Return the push target that the phone sent, or None."""
         if "push_target" in self.model_fields_set:
             sent = self.push_target
             return sent and PushTarget(sent["kind"], sent["value"], sent.get("registered_at"))
@@ -89,7 +90,7 @@ class Register(PushTargetBody):
 
 
 class Registered(ResponseSchema):
-    """The identity and credentials of a new device. Only this answer contains the credentials."""
+    """The id and the credentials of a device. Only this answer contains the credentials."""
 
     device_id: UUID
     device_token: str
@@ -104,9 +105,9 @@ Amount = Annotated[StrictInt, Field(ge=0, le=MAX_INTEGER)]
 
 
 class Status(TypedDict, total=False):
-    """The status that a phone reports; other keys are stored as sent. A field that is null counts as not sent.
+    """The status that a phone reports. Other keys are stored as sent. A field that is null counts as not sent.
 
-    A status of more than 8 KiB as JSON, or of more than 16 levels, is dropped as a whole.
+    A status with more than 8 KiB of JSON, or with more than 16 levels, is dropped completely.
     """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
@@ -120,7 +121,7 @@ class Status(TypedDict, total=False):
 
 
 class Heartbeat(PushTargetBody):
-    """The body of a heartbeat. A field not sent, or null, keeps its earlier value.
+    """The body of a heartbeat. If a field is null or not sent, its stored value stays.
 
     Only a null `push_token` or `push_target` deletes the stored push target.
     """
@@ -151,18 +152,18 @@ class Envelope(ResponseSchema):
 
 
 class Rotation(DeviceBody):
-    """The body of a rotation: none, or an object, whose content is ignored."""
+    """The body of a rotation. The body may be missing. The server ignores the content of an object."""
 
 
 class Rotated(ResponseSchema):
-    """A new device token and command key. The old token and key work until the new token is first used."""
+    """A new device token and a new command key. The old token and key work until the new token is first used."""
 
     device_token: str
     command_key: str
 
 
 class LastRefusalRow(ResponseSchema):
-    """The last time that the server refused a request of the device (4xx): time, route and code of the answer."""
+    """The last time that the server refused a request of the device (4xx): time, route and code."""
 
     at: Time
     route: str
@@ -192,7 +193,7 @@ class DeviceRow(ResponseSchema):
 
     @classmethod
     def of(cls, device: Any) -> "DeviceRow":
-        """Return a device of queries.device() for an answer, with its presence and last refusal joined."""
+        """Return the answer for a device from a query of devices/queries.py, with its annotations."""
         presence = device.presence
         # A device has no last refusal if none of its requests was refused.
         refusal: LastRefusal | None = getattr(device, "last_refusal", None)
@@ -218,7 +219,7 @@ class DeviceRow(ResponseSchema):
 
 
 class WithdrawnCommand(ResponseSchema):
-    """A command that was withdrawn from a device. `may_still_run`: the phone may have received it already."""
+    """A command that was withdrawn from a device. `may_still_run`: the phone may have the command already."""
 
     request_id: UUID
     action: str
@@ -226,15 +227,15 @@ class WithdrawnCommand(ResponseSchema):
 
 
 class DeviceRevoked(DeviceRow):
-    """A device that was revoked or retired. `withdrawn` names each open `wipe` and `lock` that was cancelled."""
+    """A device that was revoked or retired. `withdrawn` lists each open `wipe` and `lock` that was cancelled."""
 
     withdrawn: list[WithdrawnCommand]
 
 
 class DeviceReinstated(DeviceRow):
-    """A device that was reinstated. `withdrawn` names each `wipe` and `lock` that its revocation cancelled.
+    """A device that was reinstated. `withdrawn` lists each `wipe` and `lock` that the revocation cancelled.
 
-    If `may_still_run` is true, the phone may report on it now; a `wipe` reported as `succeeded` retires its device.
+    If `may_still_run` is true, the phone can still report on the command. A succeeded `wipe` retires the device.
     """
 
     withdrawn: list[WithdrawnCommand]
@@ -254,7 +255,7 @@ Reported = Annotated[
 
 
 class DeviceQuery(Page, extra="forbid"):
-    """Filters of devices. `q`: part of an alias or hardware id in upper or lower case, or the start of a device id."""
+    """Filters of devices. `q` is a part of an alias or hardware id in any case, or the start of a device id."""
 
     status: Presence | None = None
     tag: Tag | None = None
@@ -279,7 +280,7 @@ class DeviceQuery(Page, extra="forbid"):
 
 
 class DeviceChange(Body):
-    """The fields of a device that an admin may change: its alias (null deletes it), and all of its tags."""
+    """The fields of a device that an admin may change. A null alias deletes the alias. `tags` replaces all tags."""
 
     alias: Alias | None = None
     tags: Annotated[list[Tag], Field(max_length=64, fail_fast=True)] = []
@@ -293,7 +294,7 @@ class Retag(Body):
 
 
 class Retagged(ResponseSchema):
-    """The number of devices that got the tag, and that lost it."""
+    """How many devices got the tag (`added`), and how many devices lost the tag (`removed`)."""
 
     tag: str
     added: int
@@ -301,7 +302,7 @@ class Retagged(ResponseSchema):
 
 
 class NewEnrollmentToken(Body):
-    """The limits of a new enrollment token: how many devices may use it, and for how long."""
+    """The properties of a new enrollment token, such as how many devices may use it, and for how long."""
 
     label: Annotated[Text, Field(max_length=200)] = ""
     max_uses: Annotated[StrictInt, Field(ge=1, le=2**31 - 1)] = 1
@@ -325,12 +326,12 @@ class EnrollmentTokenRow(ResponseSchema):
 
     @classmethod
     def of(cls, token: EnrollmentToken) -> "EnrollmentTokenRow":
-        """Return an enrollment token as an answer contains it."""
+        """Return the answer for an enrollment token."""
         return cls(**{name: getattr(token, name) for name in EnrollmentTokenRow.model_fields})
 
 
 class EnrollmentTokenMade(EnrollmentTokenRow):
-    """A new enrollment token with its text, which only this answer contains."""
+    """A new enrollment token with its text. Only this answer contains the text."""
 
     enrollment_token: str = ""
     provisioning: Provisioning | None = None
@@ -344,4 +345,4 @@ class EnrollmentTokenPage(ResponseSchema):
 
 
 class ListQuery(Page, extra="forbid"):
-    """A list without filters."""
+    """The query of a list without filters."""

@@ -1,7 +1,7 @@
-"""Do the work for a phone.
+"""The check of device tokens by bcrypt, for tokens whose digest cannot decide.
 
-If the digest of the phone's token cannot decide, check the token by bcrypt and try once more. Checks of tokens, and
-hashes of new credentials, have separate gates and threads, so that neither waits for the other.
+Checks of tokens and hashes of new credentials have separate gates and threads. So a check never waits for a new
+credential, and a new credential never waits for a check.
 """
 
 import asyncio
@@ -20,24 +20,29 @@ R = TypeVar("R")
 
 _THREADS: Final = 2
 _AT_ONCE: Final = 2 * _THREADS
-"""More than the number of threads, because some of the work waits for the database."""
+"""This number is higher than the number of threads, because some of the work waits for the database."""
 
 _WAITING: Final = 200
 _SECONDS: Final = 10
-"""A bcrypt hash takes 60 to 80 ms, so two threads finish the waiting checks within this time."""
+"""The longest wait at a gate. A bcrypt hash takes 60 to 80 ms, so two threads finish all waiting checks within this
+time.
+"""
 
 TOKEN_CHECKS: Final = Gate(
     "token_checks", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=8, seconds=_SECONDS
 )
-"""The gate for bcrypt checks of device tokens, by device. A phone repeats a heartbeat only a few times."""
+"""The gate for bcrypt checks of device tokens. Its keys are device ids. A phone repeats a heartbeat only a few times,
+so eight waiting checks of one device are enough.
+"""
 
 NEW_CREDENTIALS: Final = Gate(
     "new_credentials", at_once=_AT_ONCE, at_once_per_key=1, waiting=_WAITING, waiting_per_key=100, seconds=_SECONDS
 )
-"""The gate for registrations (one at a time for each enrollment token) and rotations (one at a time for each device).
+"""The gate for registrations and rotations. Its keys are the ids of enrollment tokens and devices.
 
-Many phones may register with one enrollment token in the same minute. So they wait instead of being refused. They may
-use half of the places, and phones with other tokens overtake them.
+With one enrollment token, one registration runs at a time, and 100 more can wait. Many phones may register with one
+enrollment token in the same minute: these phones wait, and are not refused. The other 100 places are for phones with
+other enrollment tokens. Such phones do not wait for the first enrollment token.
 """
 
 _checking: Final = hashing.threads("bcrypt-check", _THREADS)
@@ -45,9 +50,9 @@ _making: Final = hashing.threads("bcrypt-new", _THREADS)
 
 
 async def with_token_check(token: tokens.Token, work: Callable[[], Awaitable[R]]) -> R:
-    """Await the work; if the token's digest could not decide, check the token fully and await the work again.
+    """Await `work()`. If `work()` raises NeedsFullCheck, check the token by check_fully() and await `work()` once more.
 
-    Raises InvalidToken, GateFull, and the errors of the work.
+    Raises InvalidToken, GateFull, and the errors of `work()`.
     """
     try:
         return await work()
@@ -60,9 +65,9 @@ async def with_token_check(token: tokens.Token, work: Callable[[], Awaitable[R]]
 
 
 async def check_fully(token: tokens.Token) -> None:
-    """Check a token against all verifiers of its device, and write a new digest. Raises InvalidToken, GateFull.
+    """Check a token against all valid credentials of its device, and store a new digest of the token.
 
-    A digest decides most tokens; only the others go through the gate.
+    Only a token whose digest cannot decide waits at the gate TOKEN_CHECKS. Raises InvalidToken, GateFull.
     """
     needs_bcrypt = False
     for verifier in await run_for_phone(credentials.verifiers, token.id):
@@ -78,7 +83,7 @@ async def check_fully(token: tokens.Token) -> None:
 
 
 async def _check_by_bcrypt(token: tokens.Token) -> None:
-    # Read again: an earlier check of the same device may have rewritten the row.
+    # Read the credentials again: another check of this device may have rewritten the row during the wait at the gate.
     for verifier in await run_for_phone(credentials.verifiers, token.id):
         matches = verifier.matches_digest(token)
         if matches is None:
@@ -90,7 +95,7 @@ async def _check_by_bcrypt(token: tokens.Token) -> None:
 
 
 async def new_secret() -> NewSecret:
-    """Create a new secret. Call it only while NEW_CREDENTIALS has let the caller in."""
+    """Create a new secret in a thread. The caller must be inside the gate NEW_CREDENTIALS."""
     return await _run(_making, credentials.new_secret)
 
 

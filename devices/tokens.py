@@ -1,7 +1,13 @@
-"""The token formats: make, parse, digest. No input or output.
+"""The formats of device tokens and enrollment tokens, and the keys from which tokens and secrets are derived.
 
-A token is `prefix + 22 base62 (128-bit id) + "_" + 43 base62 (256-bit secret) + 6 base62 (CRC32 of all before it)`. The
-check sum is no secret: with it, a mistyped token is refused before any database work.
+A token has five parts:
+- a prefix of 4 characters
+- the 128-bit id in 22 base62 characters
+- `_`
+- the 256-bit secret in 43 base62 characters
+- the CRC32 of all characters before it, in 6 base62 characters
+
+The checksum is no secret. A token with a typing error is refused without any work of the database.
 """
 
 import hmac
@@ -31,14 +37,14 @@ _FORM: Final = re.compile(f"[0-9A-Za-z]{{{_ID_LENGTH}}}_[0-9A-Za-z]{{{_SECRET_LE
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A well-formed token: the owner that it names, and its whole text."""
+    """A well-formed token: the id of its device or enrollment token, and its whole text."""
 
     id: UUID
     text: str
 
     @property
     def secret(self) -> str:
-        """The secret part: 43 characters (bcrypt takes no more than 72 bytes)."""
+        """The secret part of the text: 43 characters. bcrypt accepts at most 72 bytes."""
         return self.text[_ID_END + 1 : _SECRET_END]
 
     def __repr__(self) -> str:
@@ -46,7 +52,7 @@ class Token:
 
 
 def make(prefix: str, owner: UUID, secret: bytes) -> Token:
-    """Return a token of `owner` with a secret of 32 bytes."""
+    """Return the token with the id `owner` and with a secret of 32 bytes."""
     head = f"{prefix}{base62(owner.int, _ID_LENGTH)}_{secret_text(secret)}"
     return Token(owner, head + _checksum(head))
 
@@ -57,7 +63,7 @@ def secret_text(secret: bytes) -> str:
 
 
 def parse(prefix: str, text: str) -> Token | None:
-    """Return the token in `text`, or None if its prefix, length, alphabet or check sum is wrong."""
+    """Return the token in `text`, or None if its prefix, length, alphabet or checksum is wrong."""
     if not text.startswith(prefix) or not _FORM.fullmatch(text, _PREFIX_LENGTH):
         return None
     if _checksum(text[:_SECRET_END]) != text[_SECRET_END:]:
@@ -69,30 +75,30 @@ def parse(prefix: str, text: str) -> Token | None:
 
 
 def digest(text: str, key: bytes) -> bytes:
-    """Return the keyed digest under which a token is looked up."""
+    """Return the HMAC-SHA256 of `text` under `key`."""
     return hmac.digest(key, text.encode(), "sha256")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A derived key, and the short name that rows store to identify it."""
+    """A derived key. `id` is the short name with which rows identify the key."""
 
     id: str
     value: bytes
 
 
 def digest_keys() -> tuple[Key, ...]:
-    """Return the keys for token digests, the current one first: one for SECRET_KEY, and one for each fallback."""
+    """Return the keys for token digests: the key of SECRET_KEY first, then the key of each fallback."""
     return _derive("token digest", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
 
 
 def enrollment_keys() -> tuple[Key, ...]:
-    """Return the keys from which enrollment secrets are derived, the current one first."""
+    """Return the keys from which the secrets of enrollment tokens are derived, the current key first."""
     return _derive("enrollment secret", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
 
 
 def webhook_keys() -> tuple[Key, ...]:
-    """Return the keys from which the secrets of webhooks are derived, the current one first."""
+    """Return the keys from which the secrets of webhooks are derived, the current key first."""
     return _derive("webhook secret", (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS))
 
 
@@ -103,7 +109,7 @@ def _derive(purpose: str, masters: tuple[str, ...]) -> tuple[Key, ...]:
 
 
 def base62(number: int, length: int) -> str:
-    """Return a number in base62, with leading zeros to this length."""
+    """Return a number in base62. Zeros in front make the text `length` characters long."""
     digits = []
     while number:
         number, digit = divmod(number, 62)

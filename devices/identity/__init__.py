@@ -1,1 +1,1 @@
-"""Comparison keys of aliases and hardware ids, the search for devices, and warnings about devices that are the same."""
+"""The identity of devices: comparison keys, aliases, the search, and warnings about duplicate devices."""

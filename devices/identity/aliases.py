@@ -1,4 +1,4 @@
-"""Aliases of devices. An alias names one device at most, whatever its case."""
+"""Aliases of devices. No two devices may have aliases that differ only in upper and lower case."""
 
 from uuid import UUID
 
@@ -13,7 +13,7 @@ class AliasTaken(DomainError):
     detail = "Another device has this alias. Choose a different alias."
 
     def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
-        """`by_revoked`, `by_retired`: whether the device that has the alias is revoked or retired."""
+        """`by_revoked` and `by_retired` choose the text: the device that has the alias is revoked, or is retired."""
         revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
         retired = "A retired device still has this alias from an earlier version of NexMDM. Choose a different alias,"
         again = "or retire that device again: this frees the alias."
@@ -21,16 +21,17 @@ class AliasTaken(DomainError):
 
 
 def claim(alias: str, device_id: UUID | None) -> None:
-    """Ensure, until the transaction ends, that no other device has this alias. Raises AliasTaken."""
+    """Ensure that no other device has this alias until the transaction ends. Raises AliasTaken."""
     if not _has_exactly(device_id, alias):
         database.advisory_lock("alias", comparison_key(alias))
         check(alias, device_id)
 
 
 def check(alias: str, device_id: UUID | None) -> None:
-    """Check whether another device has this alias now, without waiting for a lock. Raises AliasTaken.
+    """Raise AliasTaken if another device has this alias now. This function does not wait for a lock.
 
-    If an earlier version gave two devices the same alias, the alias belongs to the device that was enrolled first.
+    An earlier version may have given two devices the same alias. In this case, the alias belongs to the device that was
+    enrolled first.
     """
     if _has_exactly(device_id, alias):
         return
@@ -44,7 +45,9 @@ def _has_exactly(device_id: UUID | None, alias: str) -> bool:
 
 
 def give(device_id: UUID, alias: str | None) -> None:
-    """Set the alias of a device that has claimed it, or delete it."""
+    """Set the alias of a device, or delete the alias if it is None. Before a new alias is set, the caller must call
+    claim().
+    """
     Device.objects.filter(id=device_id).update(alias=alias)
     # Write the key in its own statement: a trigger deletes a key that stays the same while the alias changes.
     Device.objects.filter(id=device_id).update(alias_key=None if alias is None else comparison_key(alias))

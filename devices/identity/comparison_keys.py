@@ -1,12 +1,12 @@
-"""The comparison keys of devices: two aliases or hardware ids with equal keys count as the same.
+"""The comparison keys of devices. Two aliases are the same if their keys are equal.
 
-Python computes the keys (identity.comparison_key); the columns `alias_key` and `hardware_key` store them. The previous
-version writes rows without keys, and a trigger deletes the key when that version changes an alias. fill() completes
-such rows. Until then, this module compares such rows one by one, so that its results are always complete.
+identity.comparison_key() computes a key; the columns `alias_key` and `hardware_key` store the keys. The previous
+version of NexMDM writes rows without keys. If it changes an alias, a trigger deletes the key. fill() writes the missing
+keys. Until then, the functions of this module compute the keys of these rows, so their results are always complete.
 
-No constraint keeps keys unique yet, because rows of earlier versions may collide. The alias, or the hardware id,
-belongs to the device that was enrolled first; shadowed_…() name the others. Code that writes a key first locks it
-(database.advisory_lock).
+Keys are not unique in the database, because earlier versions may have stored equal aliases or hardware ids. An alias or
+hardware id then belongs to the device that was enrolled first. The functions `shadowed_…()` return the later devices.
+Before code writes a key, it must take the lock of the key (database.advisory_lock).
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ _SHADOWED_ALIASES: Final = """
         FROM devices_device WHERE alias_key IS NOT NULL
     ) same WHERE id <> first ORDER BY id
 """
-# These rows are candidates only: hardware ids that differ in case are different, but have the same key.
+# These rows are only candidates. Two hardware ids that differ in case are different, but they have the same key.
 _SIMILAR_HARDWARE_IDS: Final = """
     SELECT id, hardware_id FROM (
         SELECT id, hardware_id, count(*) OVER (PARTITION BY hardware_key) AS count
@@ -51,21 +51,22 @@ class _Unkeyed(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The comparison keys of one device, under the names of their columns."""
+    """The comparison keys of one device. The fields have the names of the columns."""
 
     hardware_key: str
     alias_key: str | None
 
 
 def keys_of(hardware_id: str, alias: str | None) -> Keys:
-    """Return the comparison keys of a device."""
+    """Return the comparison keys of a device with this hardware id and alias."""
     return Keys(comparison_key(hardware_id), None if alias is None else comparison_key(alias))
 
 
 def with_hardware_id(hardware_id: str, rows: QuerySet[Device]) -> list[Device]:
-    """Return the devices in `rows` that have this trimmed hardware id, the first enrolled first.
+    """Return the devices in `rows` that have this hardware id. The device that was enrolled first comes first.
 
-    Hardware ids that differ in upper and lower case are different.
+    `hardware_id` must have no blanks around it; blanks in the rows are ignored. Hardware ids that differ in upper and
+    lower case are different.
     """
     key = comparison_key(hardware_id)
     unkeyed = [row.id for row in _unkeyed() if comparison_key(row.hardware_id) == key]
@@ -74,7 +75,10 @@ def with_hardware_id(hardware_id: str, rows: QuerySet[Device]) -> list[Device]:
 
 
 def with_aliases(aliases: Iterable[str]) -> QuerySet[Device]:
-    """Return the devices that have one of these aliases, the first enrolled first, including revoked ones."""
+    """Return the devices that have one of these aliases. The device that was enrolled first comes first.
+
+    Revoked and retired devices are included. Upper and lower case make no difference.
+    """
     keys = {comparison_key(alias) for alias in aliases}
     unkeyed = [row.id for row in _unkeyed() if row.alias is not None and comparison_key(row.alias) in keys]
     return Device.objects.filter(Q(alias_key__in=keys) | Q(id__in=unkeyed)).order_by("id")
@@ -86,14 +90,17 @@ def _unkeyed() -> Iterable[_Unkeyed]:
 
 
 def exist(using: str) -> bool:
-    """Return whether the database has these columns; if not, a migration is still missing."""
+    """Return whether the database has the columns for keys. If it does not, a migration is still missing."""
     with connections[using].cursor() as cursor:
         cursor.execute(_EXIST)
         return bool(cursor.fetchone()[0])
 
 
 def fill(limit: int, using: str = DEFAULT_DB_ALIAS) -> int:
-    """Complete up to `limit` rows without keys; return how many. Rows in use are skipped until the next call."""
+    """Write the keys of up to `limit` rows without keys. Return the number of rows.
+
+    Rows that another transaction has locked are skipped.
+    """
     with transaction.atomic(using), connections[using].cursor() as cursor:
         free = Device.objects.using(using).filter(UNKEYED).select_for_update(no_key=True, skip_locked=True)
         rows = list(free.order_by("id").values_list("id", "hardware_id", "alias")[:limit])
@@ -104,14 +111,16 @@ def fill(limit: int, using: str = DEFAULT_DB_ALIAS) -> int:
 
 
 def shadowed_aliases(using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
-    """Return the devices that have the alias of a device enrolled before them."""
+    """Return the devices whose alias belongs to a device that was enrolled before them."""
     with connections[using].cursor() as cursor:
         cursor.execute(_SHADOWED_ALIASES)
         return [device_id for (device_id,) in cursor.fetchall()]
 
 
 def shadowed_hardware_ids(using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
-    """Return the devices that have the trimmed hardware id of a device enrolled before them."""
+    """Return the devices whose hardware id, without blanks around it, belongs to a device that was enrolled before
+    them.
+    """
     with connections[using].cursor() as cursor:
         cursor.execute(_SIMILAR_HARDWARE_IDS)
         similar = cursor.fetchall()

@@ -1,6 +1,6 @@
-"""Warnings about devices that earlier versions stored as different devices, but that are the same by the present rules.
+"""Warnings about devices that earlier versions stored twice: by the present rules, they are the same device.
 
-Imported when the models are loaded (nexmdm/apps.py); run by `manage.py check`.
+nexmdm/apps.py imports this module when Django loads the models. `manage.py check` runs the checks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,14 @@ NAMED_DEVICES: Final = 20
 """The largest number of devices that a warning names."""
 
 MOST_INSTALLATIONS: Final = 1000
-"""The largest number of shared installations that the check reads."""
+"""The largest number of installations, each shared by several devices, that the check reads."""
 
 
 @register(checks.TAG, Tags.database)
 def same_devices(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Warn about devices that share an alias, a hardware id or an installation. Reads all devices of each database."""
+    """Warn about devices that share an alias, a hardware id or an installation. This reads all devices of each
+    database.
+    """
     return [message for using in databases or () for message in _warnings(using)]
 
 

@@ -1,6 +1,6 @@
-"""The search for devices: part of an alias or a hardware id in upper or lower case, or a device id or its start.
+"""The search for devices by a part of an alias or hardware id, or by the start of a device id.
 
-It scans the comparison keys, which takes a few tens of milliseconds for 100,000 devices. No index helps: a trigram
+The search reads all comparison keys, which takes less than 100 ms for 100,000 devices. No index can help: a trigram
 index needs an extension that the embedded PostgreSQL does not have.
 """
 
@@ -22,21 +22,24 @@ def matching(text: str) -> Q:
 
 
 def named(text: str, device: str = "") -> Q:
-    """Return the condition that a device has this text in its alias or its hardware id, in upper or lower case.
+    """Return the condition that a device's alias or hardware id contains a text, in upper or lower case.
 
-    `device` is the path to the device, as `delivery__device__`. The condition is a join and not a subquery. So
-    PostgreSQL's planner, which tries the text on a sample, begins with the devices if few of them match, and with the
-    newest rows if many match.
+    `device` is the path from the queried model to the device, such as `delivery__device__`.
     """
+    # Do not use a subquery. With a join, PostgreSQL's planner tries the text on a sample. It begins with the devices if
+    # few of them match, and with the newest rows if many match.
     part = folded(text)
     found = Q(**{f"{device}alias_key__contains": part}) | Q(**{f"{device}hardware_key__contains": part})
-    # Rows that the previous version has written, until their keys are filled in.
+    # Rows whose keys are still missing, because the previous version has written them.
     found |= Q(**{f"{device}alias_key": None}) & Q(**{f"{device}alias__icontains": text})
     return found | Q(**{f"{device}hardware_key": None}) & Q(**{f"{device}hardware_id__icontains": text})
 
 
 def ids_that_begin_with(text: str) -> tuple[UUID, UUID] | None:
-    """Return the lowest and the highest id that begins with a text, with or without hyphens; None if none can."""
+    """Return the lowest and the highest id that begins with `text`, or None if no id can begin with it.
+
+    `text` must be in lower case. It may have the hyphens of an id, or no hyphens.
+    """
     digits = text.replace("-", "")
     if not _DIGITS.fullmatch(digits):
         return None

@@ -1,4 +1,4 @@
-"""Let a heartbeat's update stay on its page: room on the page, frequent vacuum, and no index on its columns."""
+"""Keep each update of a heartbeat on its page: leave free room on the page, and vacuum often."""
 
 from django.db import migrations
 

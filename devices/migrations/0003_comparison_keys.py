@@ -1,7 +1,7 @@
-"""Comparison keys for aliases and hardware ids, and the address of an enrollment.
+"""Add the comparison keys of aliases and hardware ids, and the address of an enrollment.
 
-At its end, `manage.py migrate` fills the columns, and the dispatcher does the same. The previous version changes an
-alias without its key: a trigger then deletes the key, so that it is filled in again.
+`manage.py migrate` and the dispatcher fill the new columns. The previous version changes an alias without its key. In
+this case, a trigger deletes the key, so that the key is filled in again.
 """
 
 from typing import Final

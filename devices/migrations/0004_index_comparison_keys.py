@@ -1,4 +1,4 @@
-"""Indexes for devices by their comparison keys, devices without keys, and devices by the installation of a token."""
+"""Add indexes for comparison keys, for devices without keys, and for the installation of a push token."""
 
 from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import migrations, models

@@ -1,4 +1,4 @@
-"""A separate table for the last refusal of each device."""
+"""Add a table for the last refusal of each device."""
 
 import django.db.models.deletion
 import django.db.models.functions.datetime

@@ -1,4 +1,4 @@
-"""Store when a device was retired. The previous version needs only `revoked_at`."""
+"""Store when a device was retired. The previous version reads only `revoked_at`."""
 
 from django.db import migrations, models
 

@@ -1,6 +1,6 @@
-"""Count the pushes to a device that failed in a row. A trigger sets the count to 0 when the push token changes.
+"""Count the pushes to a device that failed in a row. If the push token changes, a trigger sets the count to 0.
 
-(The previous version writes push tokens, and does not know the column.)
+The trigger is necessary because the previous version changes push tokens and does not know this column.
 """
 
 from typing import Final

@@ -1,6 +1,6 @@
-"""Make the database refuse a retired device that is not revoked: the previous version could reinstate a retired device.
+"""Let the database refuse a retired device that is not revoked. The previous version can reinstate a retired device.
 
-The next migration checks earlier rows, without a lock that delays other transactions.
+The constraint is not validated here. The next migration validates it, without a lock that delays other transactions.
 """
 
 from django.contrib.postgres.operations import AddConstraintNotValid

@@ -1,4 +1,4 @@
-"""Validate the constraint on retired devices for earlier rows."""
+"""Validate the constraint on retired devices for rows that existed before it."""
 
 from django.contrib.postgres.operations import ValidateConstraint
 from django.db import migrations

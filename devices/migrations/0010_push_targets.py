@@ -1,4 +1,4 @@
-"""Push targets of two kinds. All targets that are stored so far are registration tokens."""
+"""Store the kind of each push target. All push targets so far are push tokens."""
 
 from django.db import migrations, models
 

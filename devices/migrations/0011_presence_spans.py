@@ -1,4 +1,4 @@
-"""The history of presence: spans in which a device was online, and times in which the service was away."""
+"""Add the presence history: the spans in which devices were online, and the service gaps."""
 
 import django.db.models.deletion
 from django.db import migrations, models

@@ -1,1 +1,1 @@
-"""Presence: which devices are and were online, and the times in which the service itself was away."""
+"""Presence: which devices are online, the presence history, and the service gaps."""

@@ -1,4 +1,4 @@
-"""The history of a device's presence: the states that follow from its spans and from the gaps of the service."""
+"""The presence history of a device, computed from its spans and the service gaps."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ from devices.presence.schemas import PresenceHistory, PresenceItem, State
 from nexmdm.common import database
 
 MOST: Final = 10_000
-"""The largest number of spans in one answer: the newest are kept. A phone that goes offline every five minutes needs
-more than a month for this number of spans."""
+"""The largest number of spans in one answer. Older spans are left out. A phone that goes offline every five minutes
+needs more than a month for this number of spans.
+"""
 
 _DIGITS: Final = 6
 
 
 class _Interval(NamedTuple):
-    """A time from one moment to another. `ends` is None if the time has not ended."""
+    """A time from `begins` to `ends`. `ends` is None if the time has not ended."""
 
     begins: datetime
     ends: datetime | None
@@ -38,7 +39,7 @@ _SPANS: Final = """
 
 
 def read(device_id: UUID, since: datetime | None) -> PresenceHistory:
-    """Return the history of a device since a moment, or since its first heartbeat. Raises UnknownDevice."""
+    """Return the presence history of a device since `since`, or since its first heartbeat. Raises UnknownDevice."""
     statement = _PRESENCE.format(
         online_until=service_time.online_until("last_seen_at"), online_after=service_time.online_after()
     )
@@ -52,7 +53,7 @@ def read(device_id: UUID, since: datetime | None) -> PresenceHistory:
     spans = _spans(device_id, since or begins)
     if len(spans) == MOST:
         begins = spans[0].begins
-    # A device that was online before spans existed has no span. Spans of a device that is offline for long are deleted.
+    # The last span may be missing: if the device was online before spans existed, or if retention has deleted it.
     if online_from is not None or not spans or spans[-1].ends < seen_at:
         spans.append(_Interval(online_from or seen_at, None if is_online else online_until))
     return _history(spans, service_time.gaps(since or begins), max(begins, since or begins), now)
@@ -80,7 +81,7 @@ def _history(
 
 
 def _contains(intervals: Sequence[_Interval], moment: datetime) -> bool:
-    """Return whether one of these intervals, which are in order, contains a moment."""
+    # The intervals are in order, and do not overlap.
     place = bisect_right(intervals, moment, key=lambda interval: interval.begins)
     ends = intervals[place - 1].ends if place else moment
     return ends is None or moment < ends

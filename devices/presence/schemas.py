@@ -1,4 +1,4 @@
-"""Schemas of the presence of one device."""
+"""The query and the answer of a device's presence history."""
 
 from typing import Annotated, Literal
 
@@ -10,15 +10,15 @@ State = Literal["online", "offline", "unknown"]
 
 
 class PresenceQuery(Body):
-    """The query of a device's presence. The history begins at `since`, or with the first heartbeat if it came later."""
+    """The query of a presence history. It begins at `since`, or with the first heartbeat if this came later."""
 
     since: Time | None = None
 
 
 class PresenceItem(ResponseSchema):
-    """A time in which a device had one state. `to` is null if the state lasts.
+    """A time in which the state of a device did not change. `to` is null if the state has not ended.
 
-    `unknown`: the service itself was away, so the device could not send a heartbeat.
+    `unknown` is the state in a service gap: no web worker ran, so the device could not send a heartbeat.
     """
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
@@ -29,7 +29,7 @@ class PresenceItem(ResponseSchema):
 
 
 class PresenceHistory(ResponseSchema):
-    """The states of a device, the oldest first, each ending where the next one begins.
+    """The states of a device, oldest first. Each item begins where the item before it ends.
 
     `uptime_ratio` is the time online, divided by the sum of the times online and offline. It is null if this sum is 0.
     """

@@ -1,8 +1,8 @@
-"""Service time: the time in which web workers ran. A heartbeat keeps its device online for a length of service time.
+"""Service time: the time in which web workers ran. A device is online for a length of service time after a heartbeat.
 
-Each web worker writes a mark every few seconds. If the last mark is older than LONGEST_PAUSE, no worker has run since
-then, and the next worker that writes a mark stores this time as a gap. Everything here is SQL, so that each statement
-decides by PostgreSQL's clock and by the marks and gaps that the statement sees.
+Each web worker writes a mark (its present time) every few seconds. If the last mark is older than LONGEST_PAUSE, no web
+worker has run since this mark. The next web worker that writes a mark then stores the time since the last mark as a
+service gap. All decisions are made in SQL, by the clock of PostgreSQL.
 """
 
 from datetime import datetime, timedelta
@@ -17,15 +17,17 @@ from nexmdm.common import database
 log = structlog.get_logger()
 
 ONLINE_INTERVALS: Final = 2.5
-"""A device is online while its last heartbeat is younger than this many heartbeat intervals of service time."""
+"""A device is online while its last heartbeat is younger than this number of heartbeat intervals. Service gaps do not
+count.
+"""
 
 MARK_EVERY_SECONDS: Final = 5
 LONGEST_PAUSE: Final = timedelta(seconds=20)
-"""A longer time without a mark is a gap. A restart of the workers is usually shorter."""
+"""The longest time between two marks that is no service gap. A restart of the workers usually takes less time."""
 
 
 def online_window() -> timedelta:
-    """Return for how much service time a heartbeat keeps a device online."""
+    """Return how much service time after a heartbeat its device is online."""
     return timedelta(seconds=ONLINE_INTERVALS * settings.HEARTBEAT_INTERVAL_SECONDS)
 
 
@@ -33,7 +35,7 @@ def _interval(length: timedelta) -> str:
     return f"interval '{length.total_seconds()} seconds'"
 
 
-# The moment until which there was service: now, or the last mark if the workers are away.
+# The moment until which web workers ran: now, or the last mark if no web worker runs.
 _SERVED: Final = f"""(
     SELECT CASE WHEN max(at) < now() - {_interval(LONGEST_PAUSE)} THEN max(at) ELSE now() END FROM devices_servicemark
 )"""  # noqa: S608  (a constant of this module)
@@ -41,7 +43,6 @@ _CONFIRMED: Final = "(SELECT LEAST(now(), max(at)) FROM devices_servicemark)"
 
 
 def _online_after(clock: str) -> str:
-    """Return the SQL of the moment that lies one window of service time before the moment `clock`."""
     window = _interval(online_window())
     return f"""(
         SELECT clock.at - {window} - COALESCE((
@@ -58,20 +59,24 @@ def _online_after(clock: str) -> str:
 
 
 def online_after() -> str:
-    """Return the SQL of the moment after which a device must have sent a heartbeat to be online now."""
+    """Return SQL for a moment: a device is online now if its last heartbeat came after this moment."""
     return _online_after(_SERVED)
 
 
 def surely_online_after() -> str:
-    """Return the SQL of the same moment, computed from the last mark, not from now. A gap that lasts has no effect.
+    """Return SQL for a moment: a device is certainly offline if its last heartbeat did not come after this moment.
 
-    A device whose last heartbeat came before this moment is offline, whenever the next mark comes.
+    This moment is computed from the last mark, and online_after() from the present time. If a service gap lasts now, it
+    does not move this moment.
     """
     return _online_after(_CONFIRMED)
 
 
 def online_until(seen: str) -> str:
-    """Return the SQL of the moment until which a heartbeat at the moment `seen` (SQL) keeps its device online."""
+    """Return SQL for the moment until which a heartbeat keeps its device online.
+
+    `seen` is SQL for the time of the heartbeat.
+    """
     window = _interval(online_window())
     return f"""(
         SELECT {seen} + {window} + COALESCE(sum(length) FILTER (WHERE served < {window}), '0')
@@ -88,7 +93,9 @@ def online_until(seen: str) -> str:
 
 
 class OnlineAfter(Func):
-    """online_after() as an expression. It depends on no row, so PostgreSQL computes it once."""
+    """online_after() as an expression of Django. It depends on no row, so PostgreSQL computes it only once for each
+    query.
+    """
 
     output_field: ClassVar = DateTimeField()
 
@@ -98,26 +105,28 @@ class OnlineAfter(Func):
 
 
 class OnlineUntil(Func):
-    """online_until() as an expression. Its argument is a column with the time of a heartbeat."""
+    """online_until() as an expression of Django. Its argument is a column with the time of a heartbeat."""
 
     output_field: ClassVar = DateTimeField()
 
     def as_sql(self, compiler: Any, *_: Any, **__: Any) -> tuple[str, list[Any]]:  # type: ignore[override]
-        """Return the SQL. The column occurs in it several times, and must have no parameters."""
+        """Return the SQL. The compiled column must have no parameters, because the SQL contains the column several
+        times.
+        """
         column, parameters = compiler.compile(self.source_expressions[0])
         assert not parameters, "the time of a heartbeat is a column"
         return online_until(column), []
 
 
 class Gap(NamedTuple):
-    """A time in which the service was away."""
+    """A service gap."""
 
     began_at: datetime
     ended_at: datetime
 
 
 _FIRST_MARK: Final = "INSERT INTO devices_servicemark (id, at) VALUES (1, now()) ON CONFLICT DO NOTHING"
-# When workers return, only one of them sees the old mark: the others wait for the lock on the mark's row.
+# After a gap, only one web worker sees the old mark. All other workers wait for the lock on the row of the mark.
 _MARK: Final = f"""
     WITH last AS MATERIALIZED (
         SELECT at FROM devices_servicemark WHERE id = 1 FOR UPDATE
@@ -134,11 +143,11 @@ _MARK: Final = f"""
 """  # noqa: S608  (a constant of this module)
 
 _latest: Gap | None = None
-"""The last gap that this process knows of. Gaps never change."""
+"""The last service gap that this process knows, or None. A stored gap never changes."""
 
 
 def mark() -> None:
-    """Record that a web worker runs, and store the gap that ends now, if there was one."""
+    """Record that a web worker runs now. If a service gap ends now, store the gap and log a warning."""
     global _latest  # noqa: PLW0603  (one value for the process)
     *_, found = database.execute_batch(_FIRST_MARK, _MARK, parameters=None)
     for began_at, ended_at, is_new in found[:1]:
@@ -147,8 +156,8 @@ def mark() -> None:
             log.warning("service.gap", seconds=round((ended_at - began_at).total_seconds()))
 
 
-# How long after a heartbeat a device is certainly online. This time never ends later than online_until(): it includes
-# only the last gap, and only while the whole length of that gap counts.
+# The time after a heartbeat in which its device is certainly online. This time must never end after online_until(). So
+# it includes only the last service gap, and only while the whole length of this gap counts.
 CERTAINLY_ONLINE_FOR: Final = """(
     %(online_window)s + CASE WHEN now() < %(last_gap_counts_until)s THEN %(last_gap)s ELSE interval '0' END
 )"""
@@ -172,5 +181,5 @@ _GAPS: Final = f"""
 
 
 def gaps(since: datetime) -> list[tuple[datetime, datetime | None]]:
-    """Return the gaps of the service since a moment, in order. The end of the last gap is None if the gap lasts."""
+    """Return the service gaps that ended after `since`, in order. A gap that lasts now has the end None."""
     return database.rows(_GAPS, {"since": since})

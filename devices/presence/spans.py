@@ -1,7 +1,8 @@
-"""Spans of presence: a heartbeat begins a span, and the dispatcher ends the span when no more heartbeats come.
+"""The spans in which devices are online. A heartbeat begins a span.
 
-A transaction that changes `online_from` first locks the presence row of the device, and then reads the row in another
-statement. So each span has one beginning and one end, and each of the two has one event.
+If no heartbeat comes for 2.5 intervals of service time, the dispatcher ends the span. A transaction that changes
+`online_from` must first lock the presence row of the device, and then read this row in another statement. So each span
+begins and ends only once, and has one event for its beginning and one event for its end.
 """
 
 from datetime import timedelta
@@ -29,9 +30,10 @@ LOCK: Final = """
 
 
 def was_online(presence: str) -> str:
-    """Return the SQL condition: does a heartbeat of now continue its device's span? `presence` is the locked row.
+    """Return an SQL condition. It is true if a heartbeat at this moment continues the span of its device.
 
-    A device that was online before spans existed, and so has none, counts as online.
+    `presence` names the locked presence row. The condition is also true for a device that was online before spans
+    existed.
     """
     return f"""COALESCE({presence}.last_seen_at > {service_time.online_after()} AND (
         {presence}.online_from IS NOT NULL
@@ -40,9 +42,9 @@ def was_online(presence: str) -> str:
 
 
 def flips(before: str) -> str:
-    """Return CTEs that store what heartbeats of now change: ends of spans that are not stored yet, and events.
+    """Return CTEs that store the changes which heartbeats at this moment cause: ends of earlier spans, and events.
 
-    `before` names the locked presence rows as they were before the heartbeats, with a column `was_online`.
+    `before` names a relation with the locked presence rows before the heartbeats, and the column `was_online`.
     """
     return f"""ended AS (
         SELECT device_id, online_from, last_seen_at, {service_time.online_until("last_seen_at")} AS offline_at
@@ -70,11 +72,10 @@ def _store(ended: str) -> str:
 
 @transaction.atomic
 def end_silent(limit: int) -> int:
-    """End the spans of up to `limit` devices whose heartbeats no longer come. Return the number of devices.
+    """End the spans of up to `limit` devices that are offline. Return the number of devices.
 
-    The end of a revoked device's span has no event: its heartbeats are refused, so its silence is no news.
-    Presence rows that heartbeats have locked are skipped. Such a heartbeat ends the span itself if necessary;
-    otherwise the next call of this function does.
+    A revoked device gets no event, because the server refuses its heartbeats. Presence rows that a heartbeat has locked
+    are skipped: the heartbeat ends the span if necessary. If the heartbeat does not end it, a later call ends it.
     """
     held = database.rows(
         f"""
@@ -109,9 +110,10 @@ def _end() -> str:
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` spans that ended more than `kept` ago, and old gaps. Return the number of deleted spans.
+    """Delete up to `limit` spans that ended more than `kept` ago. Return the number of deleted spans.
 
-    A gap because of which a device may still be online is kept.
+    Service gaps that ended more than `kept` ago are deleted too. A service gap stays as long as a device may be online
+    because of it.
     """
     database.execute(
         f"""

@@ -1,4 +1,4 @@
-"""The presences of a device by name, as conditions for queries."""
+"""The presence values of a device, as conditions and expressions for queries."""
 
 from django.db.models import Case, CharField, Q, Value, When
 
@@ -8,7 +8,7 @@ SEEN_AT = "presence__last_seen_at"
 
 
 def presences() -> dict[str, Q]:
-    """Return the presences by name, each with its condition at this moment."""
+    """Return the condition for each presence value at this moment."""
     active, online_after = Q(revoked_at=None), OnlineAfter()
     return {
         "online": active & Q(**{f"{SEEN_AT}__gt": online_after}),
@@ -20,11 +20,11 @@ def presences() -> dict[str, Q]:
 
 
 def presence_name() -> Case:
-    """Return the name of a device's presence at this moment, for annotate()."""
+    """Return an expression for annotate(): the presence of a device at this moment."""
     named = (When(condition, then=Value(name)) for name, condition in presences().items())
     return Case(*named, output_field=CharField())
 
 
 def offline_since() -> Case:
-    """Return, for annotate(), since when a device is offline; NULL if the device is not offline."""
+    """Return an expression for annotate(): when a device became offline, or NULL if the device is not offline."""
     return Case(When(presences()["offline"], then=OnlineUntil(SEEN_AT)))

@@ -1,1 +1,4 @@
-"""The shared base of all modules: database access, wire types, problems and other tools; it imports nothing of ours."""
+"""Modules that all other packages may import, such as database access, types of the API and errors.
+
+These modules import nothing from other packages of NexMDM.
+"""

@@ -1,4 +1,4 @@
-"""A log in which equal events become one line a second, with their count."""
+"""A log that writes at most one line a second for equal events, with the number of events."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -14,30 +14,33 @@ LINE_SECONDS: Final = 1.0
 
 @dataclass(slots=True)
 class _Line(Generic[E]):
-    """Equal events that wait for their common line: the first event, their number, and when the line is due."""
-
     first: E
     count: int
     due: float
 
 
 class CollapsedLog(Generic[E]):
-    """A log that collapses equal events; events with the same key are equal. For use on the event loop.
+    """A log that writes equal events as one line. Events with the same key are equal. For use on the event loop.
 
-    The first event with its key is written immediately. Equal events within the next second become one line at its end,
-    with the first of them and their count. Later seconds follow the same rule. `write` writes one line. With has_room()
-    the caller can limit the number of keys to `most`.
+    The first event with a key is written immediately. All equal events of the next second become one line at the end of
+    this second. The line contains the first of these events and their number. The same rule applies to later seconds.
+
+    `write` is a function that writes one line for an event and a number. If lines for `most` keys exist, has_room()
+    returns False for further keys.
     """
 
     def __init__(self, write: Callable[[E, int], None], most: int) -> None:
         self._write = write
         self._most = most
-        # Ordered by due time.
+        # The lines are in the order of their due times.
         self._lines: dict[Hashable, _Line[E]] = {}
         self._timer = Timer(self.write_due)
 
     def count(self, key: Hashable) -> bool:
-        """Count an event without describing it, if a line for equal events waits; else return False."""
+        """Count one more event if a line for equal events waits. If no such line waits, return False and do nothing.
+
+        With this function, a caller need not build the event.
+        """
         line = self._lines.get(key)
         if line is None or not line.count or line.due <= time.monotonic():
             return False
@@ -57,11 +60,11 @@ class CollapsedLog(Generic[E]):
             line.count += count
 
     def has_room(self, key: Hashable) -> bool:
-        """Return whether an event of this kind can have its own line."""
+        """Return whether an event with this key can have its own line."""
         return key in self._lines or len(self._lines) < self._most
 
     def write_due(self) -> None:
-        """Write the lines whose second is over."""
+        """Write all lines whose second is over."""
         now = time.monotonic()
         while self._lines:
             key, line = next(iter(self._lines.items()))
@@ -74,7 +77,7 @@ class CollapsedLog(Generic[E]):
                 self._open(key, line.first, now)
 
     def write_all(self) -> None:
-        """Write all lines that wait, due or not."""
+        """Write all waiting lines now."""
         lines = list(self._lines.values())
         self.forget()
         for line in lines:
@@ -82,7 +85,7 @@ class CollapsedLog(Generic[E]):
                 self._write(line.first, line.count)
 
     def forget(self) -> None:
-        """Delete the lines that wait."""
+        """Delete all waiting lines without writing them."""
         self._timer.stop()
         self._lines.clear()
 

@@ -1,4 +1,4 @@
-"""The one way from async code to the database."""
+"""Functions for work on the database. Async code must use the database only through this module."""
 
 import random
 import time
@@ -31,37 +31,40 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WAIT_SECONDS: Final = 8
-"""The time that work may wait in the queue and then for PostgreSQL. No request waits for the database longer than 10 s.
-"""
+"""The longest time for one piece of work: its wait in the queue and its wait for PostgreSQL."""
 
 TURN_SECONDS: Final = WAIT_SECONDS - connection_turns.LEAST_WORK_SECONDS
-"""The time that work may wait in the queue."""
+"""The longest time that work may wait in the queue."""
 
 BRIEF_SECONDS: Final = 1
-"""The time for brief work that follows the main work of a request, such as the audit entry of a refusal."""
+"""The longest time for brief work after the main work of a request, such as the audit entry of a refusal."""
 
 CHORE_SECONDS: Final = 60
-"""The longest time for one round of the dispatcher's work other than pushes."""
+"""The longest time for one round of the dispatcher's work, except pushes."""
 
 PHONES_WAITING: Final = 5000
-"""The most pieces of phones' work that wait: as many as heartbeats, because a large fleet may report within seconds."""
+"""The largest number of pieces of work for phones that wait. A large fleet may send many requests within seconds."""
 
 LOOKUPS_WAITING: Final = 400
-"""The most look-ups that wait. Each takes a millisecond or two, so the last one waits for less than a second."""
+"""The largest number of look-ups that wait. A look-up takes about 2 ms, so the last look-up waits less than a second.
+"""
 
 LOOKUPS: Final = Gate(
     "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=TURN_SECONDS
 )
-"""The gate for look-ups that any client can cause without a valid credential, by address. One address may have as many
-waiting look-ups as phones may register with one enrollment token at the same time."""
+"""The gate for look-ups that any client can cause without a valid credential. Its keys are addresses. One address may
+have a quarter of the waiting look-ups, because many phones behind it may register together.
+"""
 
 REQUEST_SECONDS: Final = 9
-"""The time for all work of one request together; brief work may follow."""
+"""The longest time for all database work of one request. Brief work may follow after this time."""
 
 _request_ends_at: Final[ContextVar[float]] = ContextVar("request_ends_at", default=inf)
 
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
-"""The address for which a request's database work runs, in its counted form: the key of the gates here."""
+"""The address whose request is being processed, in the form of addresses.counting_key(). The gates of this module use
+it.
+"""
 
 DEADLOCK_TRIES: Final = 5
 
@@ -70,8 +73,8 @@ DEADLOCK_TRIES: Final = 5
 def phones() -> Gate:
     """Return the gate for database work of clients that present a device token, valid or not. Its keys are addresses.
 
-    All these clients together leave one connection to look-ups and the admin site. The clients of one address leave a
-    further connection to the clients of other addresses, however much they send.
+    All these clients leave one connection for look-ups and the admin site. The clients of one address also leave one
+    connection for the clients of other addresses.
     """
     at_once = max(1, connection_turns.unsigned() - 1)
     return Gate(
@@ -85,18 +88,18 @@ def phones() -> Gate:
 
 
 def begin_request(client: str, began_at: float | None = None) -> None:
-    """Count this context's work for an address, with a deadline counted from now or `began_at` (monotonic time)."""
+    """Begin a request of the address `client`. Its deadline is counted from `began_at` (monotonic time) or from now."""
     CLIENT.set(client)
     _request_ends_at.set((time.monotonic() if began_at is None else began_at) + REQUEST_SECONDS)
 
 
 def begin_long_request() -> None:
-    """Give each piece of work of the current context its own deadline: an export is read in many pieces."""
+    """Give each piece of database work of this context its own deadline. Use it for exports, which read many pieces."""
     _request_ends_at.set(inf)
 
 
 def continue_request() -> None:
-    """Begin the deadline again, because the request has waited for something other than the database."""
+    """Begin the deadline of the request again, after the request has waited for something outside the database."""
     _request_ends_at.set(time.monotonic() + REQUEST_SECONDS)
 
 
@@ -105,29 +108,28 @@ def _ends_at() -> float:
 
 
 async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run one plain function on the database in a thread, and return its connection to the pool at the end.
+    """Run a function in a thread that can use the database. Afterwards, return its connection to the pool.
 
-    As many functions run as the pool has spare connections; the others wait in a queue. All waits for the database have
-    a deadline, also in the functions below. Raises GateFull if the deadline comes while the function waits in the
-    queue, and OperationalError if it comes later.
+    If the pool has no free connection, the function waits in a queue. All functions here that wait have a deadline.
+    Raises GateFull if the deadline comes while the function waits in the queue, and OperationalError if it comes later.
     """
     return await _run_in_turn(_ends_at(), work, *args, **kwargs)
 
 
 async def run_briefly(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function whose result the answer does not need, and which must not delay the answer."""
+    """Run a function for at most BRIEF_SECONDS. Use it for work whose result the answer does not need."""
     return await _run_in_turn(time.monotonic() + BRIEF_SECONDS, work, *args, **kwargs)
 
 
 async def run_chore(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function whose outcome no request waits for: it may take longer."""
+    """Run a function for at most CHORE_SECONDS. Use it for work that no request waits for."""
     return await _run_in_turn(time.monotonic() + CHORE_SECONDS, work, *args, **kwargs)
 
 
 async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function for a client that presents a device token; often only the work itself can check the token.
+    """Run a function for a client that presents a device token. The token may be invalid. Raises GateFull.
 
-    However many such clients there are, connections remain for signed calls. Raises GateFull.
+    All such clients together leave connections free for signed calls.
     """
     ends_at = _ends_at()
     async with phones().turn(CLIENT.get()):
@@ -135,9 +137,9 @@ async def run_for_phone(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
 
 
 async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a short function that any client can cause, without a valid credential.
+    """Run a short function that any client can cause without a valid credential. Raises GateFull.
 
-    However many such clients there are, connections remain for signed calls and for phones. Raises GateFull.
+    All such clients together leave connections free for signed calls and for phones.
     """
     ends_at = _ends_at()
     async with LOOKUPS.turn(CLIENT.get()):
@@ -145,12 +147,12 @@ async def run_lookup(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
 
 
 async def run_unsigned(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function that is not part of a signed call, and has its own gate in front of it. Raises GateFull."""
+    """Run a function that is not part of a signed call. The caller must limit such calls by a gate. Raises GateFull."""
     return await _run_unsigned(_ends_at(), work, *args, **kwargs)
 
 
 async def run_in_db_thread_ungated(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a thread without waiting in the queue, for work that each process does one at a time."""
+    """Run a function in a thread without a queue. Use it only for work that each process does one at a time."""
     return await run_in_db_thread_until(_ends_at(), work, *args, **kwargs)
 
 
@@ -175,7 +177,7 @@ async def _run_unsigned(ends_at: float, work: Callable[P, R], *args: P.args, **k
 
 
 async def run_in_db_thread_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a thread without waiting in the queue, with this deadline (monotonic time)."""
+    """Run a function in a thread without a queue, with the deadline `ends_at` (monotonic time)."""
     return await sync_to_async(_work_and_release)(ends_at, work, *args, **kwargs)
 
 
@@ -187,7 +189,7 @@ def _work_and_release(ends_at: float, work: Callable[P, R], *args: P.args, **kwa
 
 
 def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in this thread, with a deadline (monotonic time). The function must return its connection itself.
+    """Run a function in this thread, with the deadline `ends_at` (monotonic time). The connection stays open.
 
     Raises OperationalError or InterfaceError if the database is unavailable.
     """
@@ -208,11 +210,7 @@ def work_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.
 
 
 def note_unavailable(error: Error) -> None:
-    """Record that the database is unavailable, and close all connections to a server that cannot do any work.
-
-    A demoted primary, or a provider's database with a full disk, still answers: a new connection may find another
-    server.
-    """
+    """Log that the database is unavailable. If its server accepts no writes or is silent, close all connections."""
     log_unavailable(error)
     if is_read_only(error):
         outage.hold_off()
@@ -223,13 +221,13 @@ def note_unavailable(error: Error) -> None:
 
 
 def log_unavailable(error: Error) -> None:
-    """Log why the database is unavailable. Each reason is logged once per outage, however often this is called."""
+    """Log why the database is unavailable. Each reason is logged only once in an outage."""
     is_vague = isinstance(error.__cause__, NoConnection) and not isinstance(error.__cause__, Unreachable)
     outage.note_failure(safe_message(error), vague=is_vague)
 
 
 def refuse_read_only() -> None:
-    """Raise OperationalError if the connection's server accepts no writes. Costs one statement."""
+    """Raise OperationalError if the server accepts no writes. The function runs one statement."""
     if row("SHOW transaction_read_only") != ("off",):
         raise OperationalError(
             "The database accepts no writes: transaction_read_only is on."
@@ -237,60 +235,59 @@ def refuse_read_only() -> None:
 
 
 def release_connections() -> None:
-    """Return this thread's connections to the pool; a connection inside an atomic block (of a test) stays."""
+    """Return this thread's connections to the pool, except connections in an atomic block (in a test)."""
     for used in connections.all(initialized_only=True):
         if not used.in_atomic_block:
             used.close()
 
 
 def is_connected() -> bool:
-    """Return whether this thread's connection still works. If it works, the work itself caused its error."""
+    """Return whether this thread has an open connection."""
     return connection.connection is not None and not connection.connection.closed
 
 
 def is_pooled() -> bool:
-    """Return whether a pooler gives each transaction another session."""
+    """Return whether the settings are set in each transaction, because a pooler drops the settings of a session."""
     connection.ensure_connection()
     return bool(connection.connection.first_statements)
 
 
 def settings_of_session() -> Mapping[str, str]:
-    """Return the settings of the URL and of NexMDM for each session, or transaction, of this thread's connection."""
+    """Return the settings from the URL and from NexMDM that this thread's sessions or transactions get."""
     connection.ensure_connection()
     return cast("Mapping[str, str]", connection.connection.settings_of_session())
 
 
 def set_for_session(name: str, value: str) -> None:
-    """Set a parameter of PostgreSQL for later statements on this thread's connection, until reset_session()."""
+    """Set a parameter of PostgreSQL for this thread's connection, until reset_session()."""
     connection.ensure_connection()
     connection.connection.set_for_session(name, value)
 
 
 def reset_session() -> None:
-    """Undo set_for_session(), if the connection is still the same."""
+    """Undo set_for_session(), if this thread's connection is still open."""
     if is_connected():
         connection.connection.reset_session()
 
 
 def rows(statement: str, parameters: Any = None) -> list[Any]:
-    """Run a statement on the current connection and return its rows."""
+    """Run a statement on this thread's connection and return its rows."""
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         return list(cursor.fetchall())
 
 
 def execute(statement: str, parameters: Any = None) -> int:
-    """Run a statement on the current connection and return how many rows it changed."""
+    """Run a statement on this thread's connection and return how many rows it changed."""
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         return int(cursor.rowcount)
 
 
 def execute_batch(*statements: str, parameters: Any) -> list[list[Any]]:
-    """Run statements in one round trip, as one transaction unless one is open; return the rows of each.
+    """Run statements in one message, as one transaction unless one is open. Return the rows of each statement.
 
-    PostgreSQL runs a simple query of several statements as a whole, and commits all of it or nothing ("Multiple
-    Statements in a Simple Query" in the protocol's documentation).
+    (PostgreSQL's documentation of the protocol, "Multiple Statements in a Simple Query".)
     """
     with connection.cursor() as cursor:
         cursor.execute(";".join(statements), parameters)
@@ -301,9 +298,9 @@ def execute_batch(*statements: str, parameters: Any) -> list[list[Any]]:
 
 
 def execute_last_batch(*statements: str, parameters: Any) -> None:
-    """Run the last statements of a transaction; its COMMIT is sent with them in one message.
+    """Run the last statements of a transaction, and send its COMMIT in the same message.
 
-    If the transaction is inside another one (of a test), nothing is committed yet.
+    If the transaction is inside another transaction (in a test), nothing is committed.
     """
     is_outermost = len(connection.atomic_blocks) == 1
     execute_batch(*statements, *(["COMMIT"] if is_outermost else []), parameters=parameters)
@@ -314,18 +311,18 @@ def _found(cursor: Any) -> list[Any]:
 
 
 def row(statement: str, parameters: Any = None) -> Any:
-    """Run a statement that yields one row, and return it."""
+    """Run a statement that has exactly one row as its result, and return this row."""
     (only,) = rows(statement, parameters)
     return only
 
 
 def advisory_lock(purpose: str, name: str) -> None:
-    """Take the lock on `name` for `purpose`, and keep it until the transaction ends. Waits while the lock is taken."""
+    """Take the lock with this purpose and name until the transaction ends. Wait while it is taken."""
     rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
 
 
 def now() -> datetime:
-    """Return the database's time. All times in the database are compared with this time."""
+    """Return the time of the database. All stored times are times of the database."""
     (moment,) = row("SELECT now()")
     return cast("datetime", moment)
 
@@ -335,9 +332,9 @@ class DeadlockRetriesExhausted(DomainError):
 
 
 def retry_on_deadlock(work: Callable[[], R]) -> R:
-    """Run a whole transaction. If PostgreSQL ends it because of a deadlock, run it again, a few times.
+    """Run `work`, a whole transaction. After a deadlock, run it again, up to DEADLOCK_TRIES times in total.
 
-    Raises DeadlockRetriesExhausted if every try ended so.
+    Raises DeadlockRetriesExhausted if each try ends with a deadlock.
     """
     for attempt in range(DEADLOCK_TRIES):
         try:

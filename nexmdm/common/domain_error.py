@@ -1,13 +1,13 @@
-"""The base of the errors that the API answers with a problem."""
+"""The base class of the errors that the API answers with problem details."""
 
 from typing import ClassVar
 
 
 class DomainError(Exception):
-    """An error with a sentence for people: its text if it was raised with one, else the `detail` of its class."""
+    """An error with a text for people. The default text is the `detail` of the class."""
 
     detail: ClassVar[str] = ""
 
     def __str__(self) -> str:
-        """Return the sentence."""
+        """Return the text."""
         return super().__str__() or self.detail

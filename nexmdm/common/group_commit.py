@@ -1,7 +1,7 @@
-"""Group commit: items join a batch, which is flushed as soon as the flush before it has ended.
+"""Group commit: items join a batch. A batch is flushed as soon as the flush before it has ended.
 
-An idle process flushes immediately; in a busy process, a batch fills while the flush before it runs. No timer is
-necessary. One flush is one transaction, and every outcome is returned after its commit.
+In an idle process, an item is flushed immediately. In a busy process, a batch fills while the flush before it runs. One
+flush is one transaction. The outcome of an item is returned after the commit.
 """
 
 import asyncio
@@ -31,12 +31,13 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of
 log = structlog.get_logger()
 
 BUSY_SECONDS: Final = 1
-"""If a flush follows another one within this time (in seconds), a further flush is expected soon."""
+"""A process is busy if a flush begins within this time (in seconds) after the last flush. It then keeps its connection.
+"""
 
 HAS_OWN_THREAD = True
-"""Whether each group commit has its own thread, so that no group commit waits for another.
+"""Whether each group commit has a separate thread, so that no group commit waits for another group commit.
 
-(Tests that are one transaction must do everything in one thread.)
+Tests that run in one transaction need one thread for everything, and set this to False.
 """
 
 _EXPECTED_PER_SECOND: Final = 1000.0
@@ -45,7 +46,7 @@ _SHORTEST_SECONDS: Final = 0.001
 
 
 MOST_SPREAD_SECONDS: Final = 60
-"""The longest time over which the repeats of refused items are spread."""
+"""The longest time in seconds after which a client is asked to send a refused item again."""
 
 
 class Overloaded(DomainError):
@@ -68,13 +69,15 @@ class Batchable(Protocol):
     """An item that can wait in a batch."""
 
     def merge(self, later: Self) -> bool:
-        """Merge a later item with the same key into this one; return False if it must be recorded separately."""
+        """Merge a later item with the same key into this item. Return False if the later item must be recorded
+        separately.
+        """
 
     def log_fields(self) -> dict[str, str]:
-        """Return the fields that identify the item in a log line: nothing secret."""
+        """Return the fields that identify the item in a log line. The fields must contain no secret."""
 
     def is_wanted(self) -> bool:
-        """Return whether a client still waits for this item; if not, the item is not recorded."""
+        """Return whether a client still waits for this item. An item that no client waits for is not recorded."""
 
 
 Item = TypeVar("Item", bound=Batchable)
@@ -84,27 +87,30 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class _Waiting(Generic[Item, Outcome]):
-    """One item of the next batch, and the callers that wait for it (several, if items were merged)."""
+    """An item of the next batch, and the futures of the callers that wait for it. A merged item has several callers."""
 
     item: Item
     futures: list[asyncio.Future[Outcome | Exception]]
     since: float
-    """A time of time.monotonic()."""
+    """When the item came, in monotonic time."""
 
     later: "deque[_Waiting[Item, Outcome]] | None" = None
-    """Later items with the same key, each for a batch of its own."""
+    """Later items with the same key. Each of them is recorded in a later batch."""
 
 
 class GroupCommit(Generic[Item, Outcome]):
-    """The next batch of one event loop, and the task that flushes it.
+    """Collects items in batches, and flushes one batch after the other. It belongs to one event loop.
 
-    `flush` runs in a thread. It gets items sorted by key, at most one for each key, and returns an outcome or an error
-    for each item. `flush` is called again after a deadlock, and for each item alone if the data of one item does not
-    fit the database. Items of one key are recorded in the order in which they came. `flushed` is called on the loop
-    with the outcomes of a batch, and the seconds that its flush took.
+    - `flush` records a batch, in a thread. It gets items sorted by key, and at most one item for each key. It returns
+      one outcome or error for each item. If a deadlock ends `flush`, it is called again. If PostgreSQL refuses the data
+      of a batch, `flush` is called for each item alone.
+    - `flushed` is called on the event loop after each flush, with the outcomes and the seconds that the flush took.
+    - `batch_size` is the largest number of items in a batch.
+    - `waiting_limit` is the number of waiting items from which on further items are refused.
+    - `longest_wait_seconds` is a second limit. A further item is refused if more than one batch waits, and the first
+      item has waited for longer than this time.
 
-    An item is refused if `waiting_limit` items wait. It is also refused if more than one batch waits, and the first
-    item has waited for `longest_wait_seconds`, because the new item would wait as long.
+    Items with the same key are recorded in the order in which they came.
     """
 
     def __init__(
@@ -133,12 +139,10 @@ class GroupCommit(Generic[Item, Outcome]):
         self._per_second = _EXPECTED_PER_SECOND
 
     async def submit(self, key: str, item: Item) -> Outcome | Exception:
-        """Record an item; return its outcome or its error after the commit (ClientLeft: its client has left).
+        """Record an item. After the commit, return its outcome or its error. Raises Overloaded, Draining.
 
-        Raises Overloaded, Draining.
-
-        The error is returned, not raised, because few callers need an exception, and each raised error makes work for
-        the garbage collector.
+        The error is ClientLeft if the client of the item has left. The error is returned and not raised, because raised
+        errors make work for the garbage collector.
         """
         if self._draining:
             raise Draining
@@ -149,12 +153,14 @@ class GroupCommit(Generic[Item, Outcome]):
         self._add(key, item, future)
         self._waiting += 1
         self._start_flusher(1)
-        # So the thread gets its next batch, if that is full, without waiting for a turn of a busy loop.
+        # If the next batch is full, a second task gives it to the thread now, and does not wait for a busy loop.
         self._start_flusher(self._batch_size)
         return await future
 
     def seconds_if_full(self) -> int | None:
-        """Return the seconds after which a client should try again; None if the queue has a place for its item."""
+        """Return None if the queue has room for an item. If it has no room, return the seconds after which to try
+        again.
+        """
         return self._when_to_come_again() if self._is_full() else None
 
     def _is_full(self) -> bool:
@@ -172,10 +178,6 @@ class GroupCommit(Generic[Item, Outcome]):
             self._flushers[least] = task
 
     def _when_to_come_again(self) -> int:
-        """Return a random number of seconds.
-
-        The maximum is the time in which all recently refused items can be recorded.
-        """
         self._refused += 1
         all_of_them = (self._waiting + self._refused) / self._per_second
         return random.randint(1, max(2, min(MOST_SPREAD_SECONDS, math.ceil(all_of_them))))
@@ -194,7 +196,7 @@ class GroupCommit(Generic[Item, Outcome]):
         first.later.append(_Waiting(item, [future], time.monotonic()))
 
     async def drain(self) -> None:
-        """Accept no more items; return when all accepted ones are answered."""
+        """Accept no more items. Return when all accepted items have their outcomes."""
         self._draining = True
         await asyncio.gather(*self._flushers.values())
         await self._in_thread(database.release_connections)
@@ -202,7 +204,6 @@ class GroupCommit(Generic[Item, Outcome]):
             self._thread.shutdown(wait=False)
 
     async def _flush_while_waiting(self, least: int) -> None:
-        """Flush batches while `least` items wait. Batches are flushed in the order in which they were formed."""
         try:
             while len(self._filling) >= least:
                 if batch := self._take():
@@ -211,7 +212,6 @@ class GroupCommit(Generic[Item, Outcome]):
             del self._flushers[least]
 
     def _take(self) -> list[_Waiting[Item, Outcome]]:
-        """Return the next batch: the first item of each key, except items whose client has left."""
         batch = []
         for key in sorted(islice(self._filling, self._batch_size)):
             waiting = self._filling.pop(key)
@@ -242,7 +242,6 @@ class GroupCommit(Generic[Item, Outcome]):
         self._per_second += (len(batch) / max(seconds, _SHORTEST_SECONDS) - self._per_second) / _REMEMBERED_FLUSHES
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
-        """Run a function on the database; the connection of the thread stays open."""
         if self._thread is None:
             return await sync_to_async(work)()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -252,13 +251,8 @@ class GroupCommit(Generic[Item, Outcome]):
         return self._work(items), time.perf_counter() - started
 
     def _work(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
-        """Flush in a thread. A busy process keeps the connection for the next flush: the pool's check is expensive.
-
-        If the pool is so small that other work would wait for this connection, the connection is not kept. If a kept
-        connection is broken, the items are flushed again over a new connection, which fails too if PostgreSQL has
-        stopped. To record items twice does no harm. The network may have dropped an idle connection silently. So an
-        idle connection goes back to the pool, which checks it.
-        """
+        # The network may have dropped an idle connection silently, so the pool checks each connection before its use.
+        # This check is expensive, so a busy process keeps its connection for the next flush.
         if time.monotonic() - self._flushed_at > BUSY_SECONDS:
             database.release_connections()
         kept = connection.connection is not None
@@ -269,19 +263,17 @@ class GroupCommit(Generic[Item, Outcome]):
         except (OperationalError, InterfaceError):
             if not kept or database.is_connected() or deadline.seconds_left() == 0:
                 raise
+            # The kept connection was broken. It does no harm to record the items twice.
             database.release_connections()
             outcomes = self._flush_or_each(items)
         finally:
             self._flushed_at = time.monotonic()
+            # In a very small pool, other work would wait for a kept connection.
             if not busy or settings.DATABASE_POOL_SIZE <= RESERVED_CONNECTIONS:
                 database.release_connections()
         return outcomes
 
     def _flush_or_each(self, items: Sequence[Item]) -> Sequence[Outcome | Exception]:
-        """Flush items.
-
-        If PostgreSQL refuses the data of an item, flush each item alone, so that only this item fails.
-        """
         try:
             return database.retry_on_deadlock(partial(self._flush_items, items))
         except (DataError, IntegrityError) as error:
@@ -291,7 +283,6 @@ class GroupCommit(Generic[Item, Outcome]):
         return [outcome for item in items for outcome in self._flush_or_each([item])]
 
     def _answer_waiting(self, error: Exception) -> None:
-        """Return the error of this flush also to the callers of the next flush, because they have waited as long."""
         waiting, self._filling = self._filling, {}
         for first in waiting.values():
             for one in (first, *(first.later or ())):

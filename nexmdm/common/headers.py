@@ -1,4 +1,4 @@
-"""A request's headers, by lower-case name."""
+"""The headers of a request."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from nexmdm.common.asgi_types import Scope
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """The request's headers that the guard reads, by lower-case name."""
+    """The headers of a request. `values` has the values of each lower-case name. `size` is their size in bytes."""
 
     values: dict[bytes, list[bytes]]
     size: int
 
     @classmethod
     def of(cls, scope: Scope) -> "Headers":
-        """Read a scope's headers."""
+        """Return the headers of an ASGI scope."""
         values: dict[bytes, list[bytes]] = {}
         size = 0
         for name, value in scope["headers"]:
@@ -23,6 +23,6 @@ class Headers:
         return cls(values, size)
 
     def last(self, name: bytes) -> bytes:
-        """Return the last value of a header, or nothing."""
+        """Return the last value of a header, or an empty value if the request does not have the header."""
         found = self.values.get(name)
         return found[-1] if found else b""

@@ -1,4 +1,4 @@
-"""The names of a phone: hardware id, alias, push token. Which texts are valid, and when two of them are the same."""
+"""The rules for hardware ids, aliases and push tokens: which texts are valid, and which texts count as the same."""
 
 import re
 from hashlib import md5
@@ -9,18 +9,19 @@ LONGEST_NAME: Final = 128
 """The largest number of characters of a stored hardware id or alias."""
 
 LONGEST_GIVEN: Final = 4 * LONGEST_NAME
-"""The largest number of characters of an alias before it is normalised: the time for combining marks grows
-quadratically."""
+"""The largest number of characters of an alias before its normalisation. Longer texts with many combining marks would
+take too much time.
+"""
 
 SHARED_HARDWARE_IDS: Final = frozenset(
     {"unknown", "null", "none", "n/a", "02:00:00:00:00:00", "9774d56d682e549c"},
 )
-"""Values that Android and its drivers report instead of an id. 02:00:00:00:00:00 is the MAC address that apps get since
-Android 6. 9774d56d682e549c is the ANDROID_ID of a whole series of phones with Android 2.2.
+"""Values that many phones report in place of an id. 02:00:00:00:00:00 is the MAC address that apps get since Android 6.
+9774d56d682e549c is the ANDROID_ID of a whole series of phones with Android 2.2.
 """
 
 PUSH_TOKEN_PLACEHOLDERS: Final = frozenset({"blacklisted", "unknown", "undefined", "null", "none", "n/a"})
-"""Texts that agents send when there is no push token. Firebase's library returns BLACKLISTED on some phones."""
+"""Texts that agents send if there is no push token. Firebase's library returns BLACKLISTED on some phones."""
 
 _ONLY_ZEROS: Final = re.compile(r"[0:.-]*0[0:.-]*")
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
@@ -28,7 +29,10 @@ _BLANK_OR_CONTROL: Final = bytes([*range(33), 127])
 
 
 def hardware_id(given: str) -> str:
-    """Return a hardware id, trimmed; ValueError if it is empty, too long, or an id that many phones report."""
+    """Return a hardware id without blanks around it.
+
+    Raises ValueError if the hardware id is empty, too long, or a value that many phones report.
+    """
     text = given.strip()
     if not 1 <= len(text) <= LONGEST_NAME:
         raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")
@@ -41,7 +45,10 @@ def hardware_id(given: str) -> str:
 
 
 def alias(given: str) -> str:
-    """Return an alias, trimmed and in NFC; ValueError if it is empty, too long, or has invisible characters."""
+    """Return an alias without blanks around it, in NFC.
+
+    Raises ValueError if the alias is empty, too long, or has invisible characters.
+    """
     text = named_alias(given)
     if any(category(character) in _INVISIBLE for character in text):
         raise ValueError("must not contain line breaks, nor control or format characters such as a zero-width space")
@@ -49,9 +56,10 @@ def alias(given: str) -> str:
 
 
 def named_alias(given: str) -> str:
-    """Return the alias that a caller names, trimmed and in NFC.
+    """Return an alias with which a caller names a device, without blanks around it, in NFC.
 
-    Any character is allowed, because older aliases have them.
+    All characters are allowed, because aliases of earlier versions may contain them. Raises ValueError if the alias is
+    empty or too long.
     """
     text = given.strip()
     text = normalize("NFC", text) if len(text) <= LONGEST_GIVEN else text
@@ -61,19 +69,20 @@ def named_alias(given: str) -> str:
 
 
 def comparison_key(text: str) -> str:
-    """Return a key that is equal for texts that differ only in case, in blanks around them, or in composition."""
+    """Return a key that is equal for texts which differ only in case, blanks around them, or Unicode composition."""
     return folded(text.strip())
 
 
 def folded(text: str) -> str:
-    """Return a text in one case and composition, for a search in comparison keys."""
+    """Return a text in one case and Unicode composition, to search for it in comparison keys."""
     return normalize("NFC", normalize("NFC", text).casefold())
 
 
 def push_token(given: str) -> str:
-    """Return a push token unchanged; ValueError for an invalid one: blanks, control characters, placeholders.
+    """Return a push token unchanged. Raises ValueError if it is invalid.
 
-    This function runs for each heartbeat with a push token. The length is checked elsewhere.
+    Invalid are blanks, control characters, lone surrogates and placeholders. The length is checked in another place.
+    Each heartbeat with a push token calls this function, so it must be fast.
     """
     if given.isascii():
         is_broken = len(given.encode().translate(None, _BLANK_OR_CONTROL)) != len(given)
@@ -87,13 +96,14 @@ def push_token(given: str) -> str:
 
 
 def push_owner(push_token: str) -> str:
-    """Return the part of a push token that names the app's installation: the text before the first colon.
+    """Return the installation of a push target: the text before its first colon.
 
-    If there is no such part, the whole token is returned. (FCM: a token begins with its installation's id.)
+    If this text is empty or there is no colon, the whole push target is returned. In FCM, a push token begins with the
+    id of its installation.
     """
     return push_token.partition(":")[0] or push_token
 
 
 def push_owner_digest(push_token: str) -> str:
-    """Return the MD5 of a push token's owner, as the database computes it (models.PUSH_OWNER)."""
+    """Return the MD5 of push_owner(). models.PUSH_OWNER computes the same value in SQL."""
     return md5(push_owner(push_token).encode(), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Pages of lists: newest row first. A page continues below the last key, so new and deleted rows do not move it."""
+"""Pages of lists, newest row first. A page continues below the last key, so new and deleted rows do not shift it."""
 
 import base64
 import binascii
@@ -20,19 +20,19 @@ def _cursor(value: str) -> str:
 
 
 class Page(BaseModel):
-    """The query of every list."""
+    """The query parameters of every list."""
 
     limit: Annotated[QueryInteger, Field(ge=1, le=500)] = 100
     cursor: Annotated[str, Field(max_length=100), AfterValidator(_cursor)] | None = None
 
 
 def encode(key: UUID | int) -> str:
-    """Return the cursor that continues after the row with this key."""
+    """Return the cursor for the rows after the row with this key."""
     return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
 
 
 def decode(cursor: str) -> UUID | int:
-    """Return the key in a cursor; ValueError if NexMDM did not create it."""
+    """Return the key in a cursor. Raises ValueError if NexMDM did not create the cursor."""
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
         if text.isdigit() and len(text) < 19:
@@ -47,9 +47,9 @@ class ForeignCursor(DomainError):
 
 
 def paginate(rows: QuerySet[M], page: Page, key_type: type[Any]) -> tuple[list[M], str | None]:
-    """Return one page of rows by descending primary key, and the cursor of the next page (None: this is the last one).
+    """Return one page of rows by descending primary key, and the cursor of the next page (None for the last page).
 
-    Raises ForeignCursor.
+    `key_type` is the type of the primary key. Raises ForeignCursor if the cursor has a key of another type.
     """
     if page.cursor is not None:
         after = decode(page.cursor)

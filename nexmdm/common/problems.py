@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457): the only form of an error in an answer of the API."""
+"""Problem details (RFC 9457): the form of every error in an answer of the API."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ from django.http import HttpResponse
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_SECONDS: Final = 1
 MOST_ERRORS: Final = 100
-"""The largest number of errors that a problem names."""
+"""The largest number of errors in one problem."""
 
-# The code of an error for which there is no more specific one.
+# The code of each status, for an error without a code of its own.
 GENERAL: Final[Mapping[int, str]] = {
     400: "invalid_request",
     401: "invalid_token",
@@ -32,7 +32,7 @@ GENERAL: Final[Mapping[int, str]] = {
 
 
 def demanded(status: int) -> dict[str, str]:
-    """Return the headers that each answer with this status must have."""
+    """Return the headers that every answer with this status must have."""
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
@@ -40,7 +40,7 @@ def demanded(status: int) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem: a stable code for programs, a sentence for people."""
+    """An error as the API answers it. `code` is for programs and never changes; `detail` is a sentence for people."""
 
     status: int
     code: str
@@ -50,11 +50,11 @@ class Problem:
 
     @property
     def title(self) -> str:
-        """The name of the status."""
+        """The standard phrase of the status."""
         return HTTPStatus(self.status).phrase
 
     def body(self) -> bytes:
-        """Return the problem as JSON."""
+        """Return the JSON of the problem, with at most MOST_ERRORS errors."""
         content: dict[str, Any] = {
             "type": "about:blank",
             "title": self.title,
@@ -67,7 +67,7 @@ class Problem:
         return orjson.dumps(content)
 
     def all_headers(self) -> dict[str, str]:
-        """Return all headers of the answer, including those that its status requires."""
+        """Return all headers of the answer, with the headers that its status requires."""
         return {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"} | demanded(self.status) | dict(self.headers)
 
     def response(self) -> HttpResponse:
@@ -76,7 +76,7 @@ class Problem:
 
 
 def general(status: int, detail: str, **headers: str) -> Problem:
-    """Return the problem for a status alone."""
+    """Return a problem with the code of GENERAL for this status. The code is `error` if GENERAL has none."""
     return Problem(status, GENERAL.get(status, "error"), detail, headers=headers)
 
 

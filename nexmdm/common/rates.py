@@ -1,4 +1,4 @@
-"""Rates in the form of the settings: `120/m`, `5/10s`."""
+"""Rates as the settings write them, such as `120/m` and `5/10s`."""
 
 from typing import Final
 
@@ -6,6 +6,6 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def parse(rate: str) -> tuple[int, int]:
-    """Return the number of calls that a rate allows, and in how many seconds."""
+    """Return the number of calls that a rate allows, and the seconds of its period."""
     number, _, period = rate.partition("/")
     return int(number), int(period[:-1] or 1) * _SECONDS[period[-1]]

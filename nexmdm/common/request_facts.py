@@ -1,4 +1,4 @@
-"""The facts about one request that the layers of the stack share: one object, stored in the request's scope."""
+"""Facts about one request, which all layers of the server share. They are stored in the request's ASGI scope."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,11 +14,14 @@ _NO_HEADERS: Final = Headers({}, 0)
 
 @dataclass(slots=True)
 class RequestFacts:
-    """Facts about one request. Each layer adds the facts that it has verified; none of them is a secret.
+    """Facts about one request. Each layer adds facts that it has verified. No fact is a secret.
 
-    `route` is empty until the route is known. `status` is 0 until the answer begins. `refused_body` is set if the
-    protocol has refused the body: it is the problem for the answer, and no more of the body arrives. `code` is for an
-    answer whose body contains no code.
+    - `route` is empty until the route is known.
+    - `status` is the status of the answer, and 0 until the answer begins.
+    - `refused_body` is the problem with which to answer, if the protocol has refused the body. No more of the body
+      arrives.
+    - `reason` is for the log.
+    - `code` is the error code of an answer whose body contains no code.
     """
 
     correlation_id: str = ""
@@ -29,7 +32,7 @@ class RequestFacts:
     """Whether the client's address comes from a trusted proxy."""
 
     is_another_target: bool = False
-    """Whether the request target is not a path. Then the scope's `path` contains only a part of the target."""
+    """Whether the request target is not a path. In this case, the scope's `path` contains only a part of the target."""
 
     refused_body: Problem | None = None
     principal: str = ""
@@ -37,11 +40,11 @@ class RequestFacts:
     reason: str = ""
     code: str = ""
     client_has_left: bool = False
-    """Whether the client has closed its connection, as far as the server knows."""
+    """Whether the server knows that the client has closed its connection."""
 
 
 def of(scope: Scope) -> RequestFacts:
-    """Return the facts about a request."""
+    """Return the facts about the request of this scope."""
     known: RequestFacts | None = scope.get(_KEY)
     if known is None:
         known = scope[_KEY] = RequestFacts()
@@ -49,7 +52,7 @@ def of(scope: Scope) -> RequestFacts:
 
 
 def explain(scope: Scope, error: Exception) -> None:
-    """Add the `reason` and the `device_id` of an error to the facts about the request that the error ends."""
+    """Copy the `reason` and the `device_id` of an error, if it has them, to the facts about its request."""
     reason, device_id = getattr(error, "reason", None), getattr(error, "device_id", None)
     if isinstance(reason, str) and reason:
         of(scope).reason = reason

@@ -1,4 +1,4 @@
-"""Whether this process must stop; code that lets a client wait must check this."""
+"""Whether this process must stop. Code in which a client waits must check this."""
 
 import signal
 import threading
@@ -10,7 +10,9 @@ _requested: Final = threading.Event()
 
 
 def watch() -> None:
-    """Record SIGTERM and SIGINT, then call their earlier handlers. Does nothing outside the main thread."""
+    """Note SIGTERM and SIGINT, and then call their earlier handlers. Outside the main thread, this function does
+    nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -18,7 +20,7 @@ def watch() -> None:
 
 
 def is_requested() -> bool:
-    """Return whether this process must stop."""
+    """Return whether SIGTERM or SIGINT has come since watch()."""
     return _requested.is_set()
 
 

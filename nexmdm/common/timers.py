@@ -1,4 +1,4 @@
-"""Timers on an event loop, each for one call."""
+"""Timers on an event loop. Each timer makes one call."""
 
 import asyncio
 import time
@@ -7,14 +7,14 @@ from contextvars import Context
 
 
 class OneCall:
-    """A call that a timer makes at a set time, unless it is stopped earlier."""
+    """The base of timers: a call at a set time. stop() cancels the call."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
         self._handle: asyncio.TimerHandle | None = None
 
     def stop(self) -> None:
-        """Cancel the call."""
+        """Cancel the call, if it is still to come."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -25,7 +25,7 @@ class OneCall:
 
 
 class Timer(OneCall):
-    """Makes one call, at the earliest of the times that were set."""
+    """A timer for one call. If several times are set, the call is made at the earliest of them."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         super().__init__(call)
@@ -33,7 +33,9 @@ class Timer(OneCall):
         self._at = 0.0
 
     def set(self, at: float) -> None:
-        """Make the call at this time of time.monotonic(), or in the next turn of the loop if it has passed."""
+        """Make the call at the time `at` (monotonic time). If this time has passed, make the call in the next turn of
+        the loop.
+        """
         loop = asyncio.get_running_loop()
         if self._handle is not None and self._loop is loop and self._at <= at:
             return

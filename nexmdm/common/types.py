@@ -1,4 +1,4 @@
-"""The types of requests and answers. Each refuses the values that PostgreSQL or the API would refuse."""
+"""The types of requests and answers. A type refuses values that PostgreSQL or the API does not allow."""
 
 import json
 import re
@@ -31,21 +31,22 @@ TOO_DEEP: Final = f"must not be nested deeper than {MAX_DEPTH}"
 MAX_INTEGER: Final = 2**63 - 1
 MIN_INTEGER: Final = -(2**63)
 MAX_UNKNOWN: Final = 100
-"""The largest number of unknown fields of a body that an error names."""
+"""The largest number of unknown fields that an error lists. For a body with more of them, the error lists no fields."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 _SHOWN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,31}")
-"""A name that an error may show: it is shorter than every secret (nexmdm/config/environment.py)."""
+"""The form of a name that an error may show. Such a name is shorter than every secret (nexmdm/config/environment.py).
+"""
 
 
 def shown_name(given: str) -> str:
-    """Return a name that a caller invented, unless it may be a secret that was sent in the wrong place."""
+    """Return `given` if an error may show it, and `…` if it may be a secret that was sent in the wrong place."""
     return given if _SHOWN_NAME.fullmatch(given) else "…"
 
 
 class Body(BaseModel):
-    """A body from an admin: unknown fields are refused, so that a typo cannot pass."""
+    """The body of a request of an admin. Unknown fields are refused, so that typing errors are noticed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,10 +60,10 @@ class Body(BaseModel):
 
 
 class DeviceBody(BaseModel):
-    """A body from a phone: unknown fields are ignored, so that a newer agent can use an older server.
+    """The body of a request of a phone. Unknown fields are ignored, so that a newer agent can use an older server.
 
-    Each field is annotated with its role (nexmdm/common/tolerance/repair.py): whether a value that does not fit refuses
-    the request.
+    Each field is annotated with its role (nexmdm/common/tolerance/repair.py). The role decides whether an invalid value
+    refuses the request.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -129,7 +130,7 @@ _DATE_AND_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]+([Zz
 
 
 def _moment(value: object) -> object:
-    # pydantic would also accept "1767225600", and U+2212 as the minus of a zone.
+    # pydantic would also accept "1767225600", and U+2212 as the minus sign of a time zone.
     if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE_AND_TIME.fullmatch(value)):
         raise ValueError("must be a time such as 2026-01-01T00:00:00Z")
     return value
@@ -142,7 +143,7 @@ def _utc(value: datetime) -> datetime:
 
 
 def rfc3339(value: datetime) -> str:
-    """Return a time as the API writes it: UTC, with Z, with fractions only if there are some."""
+    """Return a time as the API writes it: in UTC with `Z`. Fractions of a second are written only if they are not 0."""
     return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -172,21 +173,22 @@ _DIGITS: Final = re.compile(r"[0-9]{1,19}")
 _DIGITS_WITH_A_POINT: Final = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})?")
 
 QueryInteger = Annotated[int, BeforeValidator(_in_digits)]
-"""A whole number in a query, written in ASCII digits only."""
+"""A whole number in a query. It may contain only ASCII digits."""
 
 QueryNumber = Annotated[float, BeforeValidator(_in_digits_with_a_point)]
-"""A number in a query, written in ASCII digits with at most one point between them."""
+"""A number in a query. It may contain only ASCII digits, and one point between digits."""
 
 
 _LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
 
 
 def parse_json(raw: bytes) -> Any:
-    """Parse a body; ValueError if it is not JSON (NaN, infinity, lone surrogates, invalid UTF-8, extreme depth).
+    """Return the content of a JSON body. Raises ValueError if the body is not valid JSON.
 
-    A leading byte order mark is ignored. orjson reads integers beyond 64 bit as floats. So the standard library
-    reads bodies that may contain such integers. It keeps them unchanged, so that the error can name them.
+    Also invalid: NaN, infinity, lone surrogates, invalid UTF-8 and extreme nesting. A byte order mark at the beginning
+    is ignored. Integers beyond 64 bit are kept unchanged.
     """
+    # orjson reads integers beyond 64 bit as floats. The standard library keeps them, so that an error can show them.
     raw = raw.removeprefix(BOM_UTF8)
     if _LONG_NUMBER.search(raw) is None:
         return orjson.loads(raw)
@@ -198,7 +200,9 @@ def parse_json(raw: bytes) -> Any:
 
 
 def check_json(value: object, depth: int = 1) -> None:
-    """Raise ValueError for JSON that is nested too deep, or has integers or text that cannot be stored."""
+    """Raise ValueError for JSON that is nested too deep, or that contains integers or texts which PostgreSQL cannot
+    store.
+    """
     if depth > MAX_DEPTH and isinstance(value, dict | list):
         raise ValueError(TOO_DEEP)
     if isinstance(value, dict):
@@ -211,7 +215,7 @@ def check_json(value: object, depth: int = 1) -> None:
     elif isinstance(value, str):
         _text(value)
     elif isinstance(value, int | float) and not MIN_INTEGER <= value <= MAX_INTEGER:
-        # 1e300 too: jsonb stores it as an integer of 301 digits, which orjson cannot write.
+        # Refuse floats such as 1e300 too: jsonb stores it as an integer of 301 digits, which orjson cannot write.
         raise ValueError("must not contain integers beyond signed 64 bit")
 
 
@@ -225,7 +229,9 @@ FreeObject = Annotated[dict[str, Any], AfterValidator(_free)]
 
 @dataclass(frozen=True, slots=True)
 class Storable:
-    """Annotates a JSON object that is stored as sent: it must pass check_json(), and not be larger than `limit`."""
+    """Annotates a JSON object that is stored as sent. The object must pass check_json() and may not be larger than
+    `limit`.
+    """
 
     limit: int
     """The limit in bytes of JSON text."""
@@ -234,14 +240,14 @@ class Storable:
         return core_schema.no_info_before_validator_function(self.check, handler(source))
 
     def check(self, value: object) -> object:
-        """Return the value; ValueError for an object that cannot be stored."""
+        """Return `value`. Raises ValueError for an object that cannot be stored."""
         if isinstance(value, dict):
             self._check_size(value)
             check_json(value)
         return value
 
     def check_shape(self, value: object) -> None:
-        """Raise ValueError for JSON that is too large or nested too deep; its numbers and texts are not checked."""
+        """Raise ValueError for JSON that is too large or nested too deep. Numbers and texts are not checked."""
         self._check_size(value)
         if _is_too_deep(value):
             raise ValueError(TOO_DEEP)
@@ -268,9 +274,9 @@ def _json_size(value: object) -> int:
 
 
 class EmptyBody(Body):
-    """The body of a POST that needs only its path: none, or `{}`."""
+    """The body of a POST request that needs no content. The body may be missing, or `{}`."""
 
 
 def respond(answer: BaseModel) -> HttpResponse:
-    """Return an answer as JSON, status 200."""
+    """Return an answer as JSON with status 200."""
     return HttpResponse(answer.model_dump_json(), content_type="application/json")

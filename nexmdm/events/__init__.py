@@ -1,1 +1,1 @@
-"""The event feed's reading side: what happened to the fleet, in order, for other systems."""
+"""Reading of events: the event feed, its cursors and its epochs."""

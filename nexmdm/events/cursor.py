@@ -1,4 +1,4 @@
-"""Cursors of the event feed: a place between two events, in one epoch of the database."""
+"""Cursors of the event feed. A cursor is a place before an event, in one epoch."""
 
 import base64
 import binascii
@@ -9,7 +9,7 @@ from nexmdm.common.domain_error import DomainError
 from nexmdm.common.types import MAX_INTEGER
 
 NOW: Final = "now"
-"""The text that a client may send instead of a cursor. It means the place after the newest event."""
+"""The text that a client may send in place of a cursor. It means the place after the newest event."""
 
 _FORM: Final = re.compile(r"([0-9a-f]{16}) ([0-9]{1,19}) ([0-9]{1,19}) ([0-9]{1,9})")
 
@@ -24,8 +24,8 @@ class CursorExpired(DomainError):
 class Cursor(NamedTuple):
     """The place from which a reader continues.
 
-    The next event is the one with this transaction, row and place in the row. If no such event exists, the next event
-    is the first one after this place.
+    The next event is the event with this transaction id, row and place in the row. If there is no such event, the next
+    event is the first event after this place.
     """
 
     epoch: str
@@ -35,7 +35,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the cursor with this text. Raises ValueError if NexMDM did not create it."""
+        """Return the cursor with this text. Raises ValueError if NexMDM did not create the text."""
         try:
             plain = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
         except (binascii.Error, ValueError):

@@ -1,8 +1,8 @@
-"""Epochs of the event feed: the transaction ids of its events belong to one database of one cluster.
+"""Epochs of the event feed. Events are ordered by transaction ids, which have a meaning only in one database.
 
-If a dump is restored into another database, the transaction ids of the restored events mean nothing there: some may be
-higher than any transaction id of that database. Then a new epoch begins. In it, the restored events come first, in the
-order of their rows. Cursors of the old epoch have expired.
+A dump may be restored into another database. The transaction ids of the restored events may then be higher than all
+transaction ids of this database. So a new epoch begins after a restore. In the new epoch, the restored events come
+first, in their old order. Cursors of the old epoch have expired.
 """
 
 import secrets
@@ -16,13 +16,13 @@ from nexmdm.common.domain_error import DomainError
 DATABASE: Final = """
     (SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())
     FROM pg_control_system())"""
-"""SQL: the text that names this database in this cluster."""
+"""SQL for a text that identifies this database and its PostgreSQL cluster."""
 
 FIRST_XID: Final = "3"
 """The lowest transaction id that PostgreSQL gives to a transaction (`FirstNormalTransactionId`)."""
 
 BATCH: Final = 50_000
-"""The most rows that one transaction moves into the new epoch: about a second of work."""
+"""The largest number of rows that one transaction moves into a new epoch. This takes about a second."""
 
 _MOVE: Final = """
     UPDATE nexmdm_event event SET xid = %(first)s::text::xid8
@@ -43,14 +43,20 @@ class EventsNotReady(DomainError):
 
 
 def ensure() -> None:
-    """Ensure that the present epoch has begun. Raises EventsNotReady if many restored events must be moved first."""
+    """Ensure that this database has an epoch. If its events come from another database, begin a new epoch.
+
+    Raises EventsNotReady if more restored events must be moved first. A later call moves further events.
+    """
     if not _is_current() and move() == BATCH:
         raise EventsNotReady
 
 
 @transaction.atomic
 def move() -> int:
-    """Move up to BATCH restored events into a new epoch, and begin it with the last of them. Return their number."""
+    """Move up to BATCH restored events into a new epoch. With the last of these events, begin the epoch.
+
+    Return the number of moved events. It is 0 if the epoch has begun already.
+    """
     database.advisory_lock("epoch of events", "")
     if _is_current():
         return 0

@@ -1,4 +1,4 @@
-"""The names with which clients choose types of events."""
+"""The names with which clients select types of events."""
 
 import re
 from typing import Final
@@ -9,17 +9,22 @@ _NAMES: Final = (
     *EventType, "standing.paused", "rollout.created", "rollout.wave_issued", "rollout.waiting", "rollout.paused",
     "rollout.resumed", "rollout.stopped", "rollout.finished",
 )  # fmt: skip
-"""The names that a client may ask for. No fact has an event of the last ones yet."""
+"""All names that a client may select. No events exist yet for `standing.paused` and for names that begin with
+`rollout.`.
+"""
 _PREFIX: Final = re.compile(r"[a-z_.]{0,31}\*")
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names in a text, in which commas separate them. An empty text contains no name."""
+    """Return the names in a text. Commas separate the names. An empty text contains no names."""
     return text.split(",") if text else []
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it names a type, or is a beginning of names followed by `*`. Raises ValueError otherwise."""
+    """Return `name` if it is a type, or the beginning of type names followed by `*`.
+
+    Raises ValueError for any other text.
+    """
     if name not in _NAMES and not _PREFIX.fullmatch(name):
         raise ValueError(
             "must be types of events, or beginnings of their names such as `device.*`. "
@@ -29,7 +34,7 @@ def check_name(name: str) -> str:
 
 
 def check_names(text: str) -> str:
-    """Return a text that contains names with commas between them. Raises ValueError as check_name() does."""
+    """Return `text`. Raises ValueError if check_name() refuses a name in the text."""
     for name in names_in(text):
         check_name(name)
     return text

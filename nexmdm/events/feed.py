@@ -1,10 +1,12 @@
 """The event feed: pages of events after a cursor, in an order that never changes.
 
-Events are ordered by `xid`, then by their row and their device. `xid` is a transaction id: that of the event's own
-transaction, or a later one if this transaction waited for a lock (migration 0012). So an event comes after each event
-that was committed before it was written. Transactions commit in another order than they begin. So a reader sees only
-rows whose `xid` is lower than that of every open write transaction of the cluster (the lowest open one is the reader's
-horizon). So no event can still be committed before a place that a reader has passed.
+Events are ordered by `xid`, then by row, then by device. `xid` is a transaction id. It is the id of the event's own
+transaction, or a later id if this transaction waited for a lock (migration 0012). So an event comes after each event
+that was committed before it was written.
+
+Transactions may commit in another order than they begin. So a reader sees only rows below the horizon. The horizon is
+the lowest `xid` of all open write transactions of the cluster. After a reader has passed a place, no event can be
+committed before this place.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,17 +25,18 @@ _UNIX: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 SCANNED: Final = 10_000
-"""The largest number of rows that are read to find the wanted events of one page."""
+"""The largest number of rows that are read for one page with a filter."""
 
 SCANNED_FOR_TAGS: Final = 1000
 """The same number if tags are given: each device of a row is looked up, and a row has up to 1,000 devices."""
 
 
 class Happening(NamedTuple):
-    """One event of the feed. `id` stays the same, however often the event is read.
+    """One event of the feed.
 
-    `id` contains the event's time, because a restored database may give a new row the number of an earlier row.
-    `next_cursor` is the place after the event.
+    - `next_cursor` is the place after the event.
+    - `id` is the same at each read of the event. It contains the event's time, because a restored database may give a
+      new row the number of an earlier row.
     """
 
     next_cursor: Cursor
@@ -46,19 +49,16 @@ class Happening(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which events to read.
-
-    An empty `types` means all types; a type that ends in `*` means all types that begin with the text before the `*`.
-    """
+    """A filter of events. `types` has types, and beginnings of types followed by `*`. Empty `types` means all types."""
 
     types: Sequence[str] = ()
     device_id: UUID | None = None
     tags: Sequence[str] = ()
-    """If any tag is given: only events about devices that have one of these tags now."""
+    """If tags are given, only events about devices that now have one of these tags are wanted."""
 
 
 class Page(NamedTuple):
-    """Some events in order, and the place after them. `caught_up`: no committed event comes after that place now."""
+    """Events in order, and the place after them. `caught_up` is true if no readable event comes after this place."""
 
     events: list[Happening]
     next_cursor: Cursor
@@ -66,7 +66,7 @@ class Page(NamedTuple):
 
 
 HORIZON: Final = "pg_snapshot_xmin(pg_current_snapshot())"
-"""SQL: the transaction id below which no event can still be committed."""
+"""SQL for the horizon: no event with a lower transaction id can still be committed."""
 
 _MARK: Final = f"""
     SELECT epoch, pruned_xid::text, pruned_id, {HORIZON}::text FROM nexmdm_eventmark WHERE database = {epochs.DATABASE}
@@ -107,10 +107,10 @@ _AFTERWARDS: Final = """
 
 @transaction.atomic
 def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
-    """Return up to `limit` wanted events after a place (None: from the oldest stored event on).
+    """Return up to `limit` wanted events after a place. If `after` is None, begin with the oldest stored event.
 
-    A page may have fewer events than `limit`, or none, although further wanted events follow. The page's next_cursor
-    is the place after the rows that were read. Raises CursorExpired, EventsNotReady.
+    A page may have fewer events than `limit`, or no event, even if more wanted events follow. The `next_cursor` of the
+    page is the place after all rows that were read. Raises CursorExpired, EventsNotReady.
     """
     start = place_of(after)
     conditions = (_TYPES if wanted.types else "", _DEVICE if wanted.device_id else "", _TAGS if wanted.tags else "")
@@ -130,9 +130,10 @@ def read(after: Cursor | None, wanted: Wanted, limit: int) -> Page:
 
 
 def place_of(after: Cursor | None) -> Cursor:
-    """Return the place of a cursor (None: of the oldest event).
+    """Return `after` if events after it can be read. If `after` is None, return the place before the oldest event.
 
-    Raises CursorExpired if events after the cursor were deleted, or if the database was restored.
+    Raises CursorExpired if events after the cursor were deleted, or if the cursor belongs to an earlier epoch. Raises
+    EventsNotReady.
     """
     epoch, pruned, horizon = _mark()
     if after is None:
@@ -144,16 +145,18 @@ def place_of(after: Cursor | None) -> Cursor:
 
 def newest_place() -> Cursor:
     """Return the place after all events that a reader may see now. Raises EventsNotReady."""
-    # Not the horizon: after a crash, PostgreSQL may give the transaction ids of its last moments again.
+    # Do not use the horizon: after a crash, PostgreSQL may use the latest transaction ids again.
     epoch, pruned, _ = _mark()
     xid, row_id = max(pruned, newest_readable())
     return Cursor(epoch, xid, row_id + 1, 0)
 
 
 def newest_readable() -> tuple[int, int]:
-    """Return the transaction and row of the newest event that a reader may see; (0, 0) if there is none."""
+    """Return the transaction id and row number of the newest event that a reader may see. Without events, return (0,
+    0).
+    """
     newest = database.rows(
-        # `ORDER BY xid` would sort by the first column, which is a text: 999 would come after 1000.
+        # Keep `event.` in front of xid: plain `xid` is the first column here, a text, and would put 999 after 1000.
         f"SELECT xid::text, id FROM nexmdm_event event WHERE xid < {HORIZON} ORDER BY event.xid DESC, id DESC LIMIT 1"  # noqa: S608
     )
     return (int(newest[0][0]), newest[0][1]) if newest else (0, 0)
@@ -227,9 +230,9 @@ _PRUNE: Final = """
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` rows of events that are older than `kept`, the oldest first. Return the number of rows.
+    """Delete up to `limit` rows with events that are older than `kept`, oldest first. Return the number of rows.
 
-    An event from more than a day ahead, by a clock that was wrong, counts as old: it must not keep all others.
+    An event whose time is more than a day in the future comes from a wrong clock, and counts as old.
     """
     epochs.ensure()
     (deleted,) = database.row(_PRUNE, {"kept": kept, "limit": limit})

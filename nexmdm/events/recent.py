@@ -1,7 +1,7 @@
-"""The recent stretch of the event feed, in memory: clients that wait for events look here, and not in the database.
+"""The newest rows of the event feed, in memory. Clients that wait for events look here and not in the database.
 
-One look reads the rows that became readable since the last look. It serves all waiting clients of a process. Each
-client compares these rows with its own filter, and reads the database only if a row matches.
+One look reads the rows that became readable since the last look. All waiting clients of a process share one look. Each
+client compares the rows with its own filter. It reads the database only if a row matches.
 """
 
 from typing import Final, NamedTuple
@@ -11,16 +11,16 @@ from nexmdm.events import feed
 from nexmdm.events.feed import HORIZON, Wanted
 
 READ_ROWS: Final = 1000
-"""The most rows that one look reads. If more rows became readable, the stretch begins again without rows."""
+"""The largest number of rows that one look reads. If more rows became readable, all rows in memory are dropped."""
 
 KEPT_ROWS: Final = 2000
-"""The most rows in the stretch. A client looks every 0.1 s, so it needs only the newest rows."""
+"""The largest number of rows in memory. A client looks every 0.1 s, so it needs only the newest rows."""
 
 KEPT_CHARACTERS: Final = 4_000_000
-"""The most characters of device ids in the stretch; one id has 37."""
+"""The largest number of characters of device ids in memory. One id has 37 characters."""
 
 Key = tuple[int, int]
-"""A place between two rows: before the row with this transaction and number, or before the first row after that."""
+"""A place in the feed: before the row with this transaction id and row number, or before the first row after it."""
 
 # The function is stable, so both places of the statement have the same horizon.
 _LOOK: Final = f"""
@@ -35,7 +35,7 @@ _LOOK: Final = f"""
 
 
 class Row(NamedTuple):
-    """One row of the feed. `devices` is the text of its device ids; empty if the row is about no device."""
+    """One row of the feed. `devices` is the text of its device ids. It is empty if the row is about no device."""
 
     key: Key
     type: str
@@ -43,18 +43,17 @@ class Row(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """All readable rows from `start` up to `end`, in order. `end` comes after the newest row.
-
-    It is not the horizon: after a crash, PostgreSQL may give the transaction ids of its last moments again.
-    """
+    """All readable rows from the place `start` to the place `end`, in order."""
 
     start: Key
+    # The end must be the place after the newest row, and not the horizon. After a crash, PostgreSQL may use the latest
+    # transaction ids again.
     end: Key
     rows: tuple[Row, ...]
 
 
 class Filter:
-    """Compares rows with what a client wants. It ignores tags, because rows do not contain them."""
+    """Compares rows with a client's filter. It ignores tags, because rows do not contain tags."""
 
     def __init__(self, wanted: Wanted) -> None:
         self._takes_all_types = not wanted.types
@@ -63,7 +62,7 @@ class Filter:
         self._device = str(wanted.device_id) if wanted.device_id else ""
 
     def matches_any(self, stretch: Stretch, start: Key) -> bool:
-        """Return whether any row of a stretch that comes after `start` may have a wanted event."""
+        """Return whether a row of `stretch` after the place `start` may contain a wanted event."""
         for row in reversed(stretch.rows):
             if row.key < start:
                 return False
@@ -77,19 +76,19 @@ class Filter:
 
 
 class Recent:
-    """The stretch of this process."""
+    """The newest rows of the feed in this process."""
 
     def __init__(self) -> None:
         self.stretch = Stretch((0, 0), (0, 0), ())
 
     def look(self) -> Stretch:
-        """Read the rows that became readable since the last look. Return the stretch."""
+        """Read the rows that became readable since the last look. Return all rows in memory."""
         earlier = self.stretch
         xid, row_id = earlier.end
         found = database.rows(_LOOK, {"xid": str(xid), "id": row_id, "limit": READ_ROWS + 1})
         horizon = int(found[0][0])
         new = [Row((int(of), number), *rest) for _, of, number, *rest in found if of is not None]
-        # In a database that was restored meanwhile, the transaction ids may be lower.
+        # If the database was restored since the last look, the transaction ids may be lower.
         if len(new) > READ_ROWS or horizon < xid:
             end = _after(feed.newest_readable())
             self.stretch = Stretch(end, end, ())
@@ -104,7 +103,6 @@ def _after(key: Key) -> Key:
 
 
 def _trimmed(stretch: Stretch) -> Stretch:
-    """Return a stretch without its oldest rows, if they are too many."""
     rows, characters = stretch.rows, sum(len(row.devices) for row in stretch.rows)
     dropped = 0
     while len(rows) - dropped > KEPT_ROWS or characters > KEPT_CHARACTERS:

@@ -1,1 +1,1 @@
-"""One web worker, from the socket to the view: server, protocol, guard, handlers."""
+"""One web worker: server, HTTP protocol, guard, and the handlers of requests."""

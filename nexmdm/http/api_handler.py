@@ -1,7 +1,7 @@
-"""The handler of the API: Django's resolver and views, without any other layer of Django.
+"""The handler of the API. It uses Django's resolver and views, but no middleware and no signals of Django.
 
-Stock Django copies each body to a file object, runs its signals' receivers and `response.close` in threads, and cancels
-a view whose client has left. This handler does none of that (docs/decisions/0002-lean-asgi-stack.md has the figures).
+Django's own handler copies each body to a file object. It runs signals and `response.close` in threads, and cancels a
+view if its client has left. This handler does none of this (docs/decisions/0002-lean-asgi-stack.md).
 """
 
 from http import HTTPStatus
@@ -20,7 +20,7 @@ from nexmdm.common.asgi_types import Receive, Scope, Send
 
 
 class ApiRequest(ASGIRequest):
-    """Django's request with its body already read."""
+    """Django's request, with a body that was read before."""
 
     def __init__(self, scope: Scope, body: bytes) -> None:
         super().__init__(scope, BytesIO(body))
@@ -28,14 +28,14 @@ class ApiRequest(ASGIRequest):
 
 
 class ApiHandler(ASGIHandler):
-    """Django's resolver and views, without any other layer of Django."""
+    """The ASGI application of the API."""
 
     def __init__(self) -> None:
         super().__init__()
         self._static_routes: dict[str, ResolverMatch] = {}
 
     def load_middleware(self, is_async: bool = False) -> None:  # noqa: ARG002
-        """Load no middleware: the API has its own layers."""
+        """Load no middleware."""
         self._view_middleware: list[Any] = []
         self._template_response_middleware: list[Any] = []
         self._exception_middleware: list[Any] = []
@@ -46,18 +46,18 @@ class ApiHandler(ASGIHandler):
         await self.serve(scope, message["body"], send)
 
     async def serve(self, scope: Scope, body: bytes, send: Send) -> None:
-        """Serve a request whose body was read."""
+        """Serve a request whose body was read before."""
         database.begin_request(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
             request = ApiRequest(scope, body)
             response = await self._respond(request)
             request_facts.of(scope).route = _route(request)
-            # Before the context ends: its end waits for its thread, which may still run a look-up that the view no
-            # longer waits for.
+            # Send the answer inside the context. The end of the context waits for its thread, and this thread may still
+            # run a look-up that the view does not wait for.
             await self._send(response, send)
 
     async def refuse(self, scope: Scope, body: bytes, error: Exception, send: Send) -> None:
-        """Answer an error that was raised outside the resolver's views as if a view had raised it."""
+        """Answer with the problem for `error`, as if a view had raised `error`."""
         database.begin_request(addresses.counting_key(scope["client"][0]))
         async with ThreadSensitiveContext():
             response = await refusal(ApiRequest(scope, body), error)
@@ -71,7 +71,7 @@ class ApiHandler(ASGIHandler):
         return _as_problem(response)
 
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
-        """Find the view; a path without parameters is looked up once."""
+        """Return the view for a request. A path without parameters is looked up only once."""
         match = self._static_routes.get(request.path_info)
         if match is None:
             match = super().resolve_request(request)
@@ -95,7 +95,6 @@ def _route(request: ApiRequest) -> str:
 
 
 def _as_problem(response: HttpResponseBase) -> HttpResponse:
-    """Turn an error that is not a problem yet (such as Ninja's 405) into one; keep its Allow."""
     assert isinstance(response, HttpResponse)
     status = response.status_code
     if status < 400 or response["Content-Type"].startswith(("application/json", problems.MEDIA_TYPE)):

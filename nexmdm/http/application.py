@@ -1,7 +1,10 @@
-"""The ASGI stack: metrics → guard → one of four handlers.
+"""The ASGI application of a web worker: metrics, then the guard, then one of four handlers.
 
-These are the fast path of heartbeats and reports, the handler of the API's other calls, Django's full handler for the
-admin site, and the handler of static files.
+The path selects the handler:
+- the fast path, for heartbeats and reports
+- the handler of the API
+- the handler of the admin site
+- the handler of static files
 """
 
 import asyncio
@@ -39,7 +42,7 @@ log = structlog.get_logger()
 
 
 class Application:
-    """Chooses the handler by path, and takes part in the server's start and stop."""
+    """Selects the handler of a request, and does the work of the server's start and stop."""
 
     def __init__(self) -> None:
         self._api = ApiHandler()
@@ -48,7 +51,7 @@ class Application:
         self._static_files = StaticFiles()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or the lifespan."""
+        """Serve one request, or the ASGI lifespan. Raises ValueError for other types of scopes."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] != "http":
@@ -95,6 +98,6 @@ def _close_pools() -> None:
 
 
 def build() -> App:
-    """Return the whole stack. Raises ImproperlyConfigured if the settings in force are invalid."""
+    """Return the whole ASGI application. Raises ImproperlyConfigured if the settings are invalid."""
     checks.refuse([*checks.settings_in_force(), *checks.metrics_folder()])
     return Timed(Guard(Application()))

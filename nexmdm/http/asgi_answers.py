@@ -1,4 +1,4 @@
-"""Complete answers, sent by ASGI applications that are not Django handlers."""
+"""Complete answers of ASGI applications that do not use Django."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ Header = tuple[bytes, bytes]
 
 
 async def answer(scope: Scope, send: Send, status: int, headers: Iterable[Header], body: bytes = b"") -> None:
-    """Send an answer, without its body if the request is a HEAD."""
+    """Send an answer. If the request is a HEAD, its body is not sent."""
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

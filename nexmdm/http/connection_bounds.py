@@ -1,7 +1,7 @@
-"""The connections of a web worker: the limits, and the answer to connections over a limit.
+"""The limits on the connections of a web worker, and the answer to a connection over a limit.
 
-Each connection costs a descriptor and some kilobytes before its client is known. So one address must not take them all,
-and all addresses together must not take more than the process can open.
+Each connection needs a descriptor and some kilobytes before the server knows its client. So there is a limit for each
+address, and a limit for all addresses together.
 """
 
 import asyncio
@@ -24,19 +24,19 @@ from nexmdm.http.pipelining import Turns
 log = structlog.get_logger()
 
 REFUSED_SECONDS: Final = 1
-"""The time that a refused connection waits for its client's request, and for its client to read the answer."""
+"""The time in seconds that a refused connection waits for a request, and for its client to read the answer."""
 
 REFUSED_TOGETHER: Final = 100
-"""The number of refused connections that wait for their client at the same time; others are answered and closed
-immediately.
+"""The largest number of refused connections that wait at the same time. Further connections get their answer and are
+closed immediately.
 """
 
 REFUSED_BYTES: Final = 256 * 1024
-"""The number of bytes of a refused connection's request that are read and discarded."""
+"""The number of bytes from a refused connection that are read and dropped before the connection is closed."""
 
 DESCRIPTORS_KEPT: Final = 100
-"""The number of descriptors that are kept free for everything except connections of clients and of the database:
-socket, event loop, log, metrics, files.
+"""The number of descriptors that are kept for files, sockets and the log. Connections of clients and of the database do
+not use these descriptors.
 """
 
 _NOTE_SECONDS: Final = 0.25
@@ -55,14 +55,17 @@ _TOO_MANY: Final = {
 
 
 class Bounds(NamedTuple):
-    """The limits on the connections of a worker."""
+    """The largest numbers of open connections of a worker: in total, and for each address."""
 
     total: int
     per_address: int
 
 
 def bounds() -> Bounds:
-    """Return MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS, both lowered if the file limit is too low for them."""
+    """Return the limits from MAX_CONNECTIONS and MAX_CONNECTIONS_PER_ADDRESS.
+
+    If the limit on open files is too low for these settings, both limits are lower.
+    """
     total, per_address = settings.MAX_CONNECTIONS, settings.MAX_CONNECTIONS_PER_ADDRESS
     limit = _file_limit()
     if limit is None:
@@ -74,7 +77,7 @@ def bounds() -> Bounds:
 
 
 def report_lowered() -> None:
-    """Log a warning if the file limit lowers the limits."""
+    """Log a warning if the limit on open files lowers the limits on connections."""
     lowered = bounds()
     if lowered.total < settings.MAX_CONNECTIONS:
         log.warning(
@@ -92,7 +95,7 @@ def _file_limit() -> int | None:
 
 
 class Connections:
-    """The open connections of one server, in total and by address, and the turns of their pipelined requests."""
+    """The open connections of one server, counted in total and by address. `turns` starts their pipelined requests."""
 
     def __init__(self) -> None:
         self.turns = Turns()
@@ -103,9 +106,9 @@ class Connections:
         self._noting = False
 
     def enter(self, transport: asyncio.Transport, client: tuple[str, int] | None) -> str | None:
-        """Count a connection; return the name for leave(). Over a limit, refuse the connection and return None.
+        """Count a connection, and return the name for leave(). Over a limit, refuse the connection and return None.
 
-        Clients of a Unix socket and trusted proxies count in total only.
+        Connections from a Unix socket and from trusted proxies count only in total.
         """
         exempt = client is None or (settings.TRUSTED_PROXIES and addresses.is_trusted_proxy(client[0]))
         name = "" if exempt or client is None else addresses.counting_key(client[0])
@@ -122,7 +125,7 @@ class Connections:
         return name
 
     def leave(self, name: str) -> None:
-        """Stop counting a connection."""
+        """Stop counting the connection with this name."""
         self._total -= 1
         count = self._by_address[name] - 1
         if count:
@@ -145,7 +148,7 @@ class Connections:
         self._refused -= 1
 
     def _note_soon(self) -> None:
-        """Set the gauge a little later: with several processes, the gauge is in a file, which is slow to write."""
+        # Set the gauge later. With several processes, a gauge is in a file, and is slow to write.
         if not self._noting:
             self._noting = True
             asyncio.get_running_loop().call_later(_NOTE_SECONDS, self._note)
@@ -159,7 +162,7 @@ _connections: Final[WeakKeyDictionary[ServerState, Connections]] = WeakKeyDictio
 
 
 def of(server: ServerState) -> Connections:
-    """Return the connections of a server."""
+    """Return the connections of this server."""
     found = _connections.get(server)
     if found is None:
         found = _connections[server] = Connections()
@@ -167,7 +170,7 @@ def of(server: ServerState) -> Connections:
 
 
 class RefusedConnection(asyncio.Protocol):
-    """A connection over a limit. It gets one answer, after its request or after REFUSED_SECONDS, and is closed."""
+    """A connection over a limit. It gets one answer after its request, or after REFUSED_SECONDS, and is then closed."""
 
     def __init__(self, transport: asyncio.Transport, bound: str, connections: Connections) -> None:
         self._transport = transport
@@ -178,14 +181,14 @@ class RefusedConnection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(REFUSED_SECONDS, self._end)
 
     def data_received(self, data: bytes) -> None:
-        """Answer, and discard further data: a close with unread bytes may drop the answer before it is read."""
+        """Answer, and drop all further data. With unread data at the close, the client might lose the answer."""
         self._answer()
         self._drained += len(data)
         if self._drained > REFUSED_BYTES:
             self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Delete the connection."""
+        """Stop counting this connection."""
         self._timer.cancel()
         self._connections.forget_refused()
 
@@ -207,7 +210,10 @@ def _write_too_many(transport: asyncio.Transport, bound: str) -> None:
 
 
 def write_problem(transport: asyncio.Transport, problem: Problem, reason: str) -> None:
-    """Write and log the last answer of a connection, and end the stream. The client may still send for a moment."""
+    """Write the last answer of a connection, log it, and end the stream. The client may still send data.
+
+    `reason` is for the log.
+    """
     if transport.is_closing():
         return
     correlation_id = uuid7().hex

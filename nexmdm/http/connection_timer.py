@@ -1,4 +1,4 @@
-"""The timers of one connection, and the duration of each."""
+"""The timers of one connection, and their times."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,19 +7,21 @@ from typing import Final
 from nexmdm.common.timers import OneCall
 
 HEAD_SECONDS: Final = 10
-"""The time for the head of a request, counted from the opening of the connection or from its first byte."""
+"""The longest time for the head of a request, from the opening of the connection or from the first byte of the head."""
 
 TAKEN_SECONDS: Final = 30
-"""The time that an answer may wait while its client reads nothing."""
+"""The longest time in seconds that an answer waits while its client reads nothing."""
 
 LAST_SECONDS: Final = 5
-"""The same time while the worker is stopping."""
+"""The longest time in seconds that an answer waits while its client reads nothing and the worker stops."""
 
 LINGER_SECONDS: Final = 0.25
-"""The shortest time that an idle connection stays open when the worker stops; the longest is twice that. A request may
-be on its way at that moment, and would be lost if the connection were closed immediately. Connections are closed at
-different moments: uvloop reads nothing more from the connections that it closes in one turn of the loop, and such a
-turn takes milliseconds if there are many of them."""
+"""The shortest time that an idle connection stays open when the worker stops. The longest time is twice as long.
+
+A request may be on its way when the worker stops, and would be lost if the connection were closed immediately. The time
+is random, because uvloop reads nothing more from the connections that it closes in one turn of the event loop. With
+many connections, such a turn takes milliseconds.
+"""
 
 
 class ConnectionTimer(OneCall):
@@ -35,6 +37,6 @@ class ConnectionTimer(OneCall):
         return self._handle is not None
 
     def start(self, seconds: float) -> None:
-        """Make the call after this number of seconds."""
+        """Make the call after this number of seconds. An earlier start() has no effect any more."""
         self.stop()
         self._handle = self._loop.call_later(seconds, self._due)

@@ -1,9 +1,9 @@
-"""The fast path for the most frequent requests of phones: ordinary heartbeats and reports.
+"""The fast path for the most frequent requests of phones: valid heartbeats and reports.
 
 Django's request, its resolver and Ninja's parameters take more time than all other work on a heartbeat
-(docs/performance-changes.md has the figures). Every other request goes unchanged to the ordinary path: the published
-operations are `heartbeat` in devices/phone_api.py and `action-result` in commands/phone_api.py, and they report what is
-wrong with a body.
+(docs/performance-changes.md). Every other request goes to the ordinary path without a change. On the ordinary path, the
+operations are `heartbeat` in devices/phone_api.py and `action-result` in commands/phone_api.py. These operations report
+what is wrong with a body.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,7 +37,12 @@ Take = Callable[[tokens.Token, Fields, Sequence[Note], Scope], Awaitable[bytes |
 
 
 class FastPath(Generic[Fields]):
-    """An ASGI application for one path, around the handler of all paths."""
+    """The ASGI application for one path.
+
+    - `take` records a request and returns the body of the answer, or InvalidToken.
+    - `seconds_if_full` returns the seconds of Retry-After if no more requests can be recorded now, or None.
+    - `ordinary` is the handler for all other requests on this path.
+    """
 
     def __init__(
         self,
@@ -80,7 +85,6 @@ class FastPath(Generic[Fields]):
             await _answer(200, [_JSON], answer, send)
 
     def _read(self, body: bytes) -> tuple[Fields, Sequence[Note]] | None:
-        """Return the content of a body, and the notes on its repair; None if the body is invalid."""
         try:
             return self._schema.model_validate(parse_json(body)), ()
         except ValueError:  # no JSON, or pydantic's ValidationError
@@ -92,10 +96,7 @@ class FastPath(Generic[Fields]):
         return reading.fields, reading.notes
 
     async def _refuse(self, scope: Scope, body: bytes, error: InvalidToken, send: Send) -> None:
-        """Answer a request with a wrong token.
-
-        If its address is over the limit, the answer costs as little as possible.
-        """
+        # For an address over its limit, an answer must cost as little as possible.
         seconds = rate_limits.failures.seconds_over(scope["client"][0])
         if seconds is None:
             await self._ordinary.refuse(scope, body, error, send)
@@ -105,7 +106,7 @@ class FastPath(Generic[Fields]):
 
 
 def fast_paths(ordinary: ApiHandler) -> dict[str, FastPath[Any]]:
-    """Return the applications by their paths."""
+    """Return the ASGI applications by their paths. `ordinary` is the handler for requests that they do not serve."""
     heartbeats = FastPath(HEARTBEAT, Heartbeat, _take_heartbeat, lambda: check_in.batcher().seconds_if_full(), ordinary)
     reports = FastPath(
         ACTION_RESULT, ActionResult, _take_report, lambda: report_intake.batcher().seconds_if_full(), ordinary
@@ -127,7 +128,6 @@ def _take_report(
 
 
 def _token(facts: RequestFacts) -> tokens.Token | None:
-    """Return the device token, if the request has exactly one Authorization header, in the usual form."""
     found = facts.headers.values.get(b"authorization", ())
     if len(found) != 1 or not found[0].startswith(_BEARER):
         return None
@@ -135,7 +135,6 @@ def _token(facts: RequestFacts) -> tokens.Token | None:
 
 
 async def _refuse(problem: Problem, send: Send) -> None:
-    """Answer with a problem at the least cost."""
     headers = [(name.lower().encode(), value.encode()) for name, value in problem.all_headers().items()]
     await _answer(problem.status, headers, problem.body(), send)
 

@@ -1,6 +1,6 @@
-"""One log line every ten seconds about the heartbeats of a web worker, if HEARTBEAT_LOG is `summary`.
+"""A log line about the heartbeats of a web worker, every ten seconds, if HEARTBEAT_LOG is `summary`.
 
-The summary reads the counts of the metrics, so a heartbeat costs nothing more.
+The line is computed from the metrics, so it adds no work to a heartbeat.
 """
 
 import time
@@ -28,7 +28,7 @@ _P95: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """The counts of this process at one moment: heartbeats by verdict, and answers by time."""
+    """The counts of this process at one moment: heartbeats for each verdict, and answers for each bucket of time."""
 
     at: float
     verdicts: Counter[str]
@@ -40,23 +40,23 @@ class _Counted:
 
 
 class HeartbeatSummary:
-    """The lines of one process."""
+    """Writes the lines of one process."""
 
     def __init__(self) -> None:
         self._last = _Counted.now()
         self._timer = Timer(self._write_and_go_on)
 
     def start(self) -> None:
-        """Write a line every ten seconds from now on. For use on the event loop."""
+        """Write a line every ten seconds from now on. Use it on the event loop."""
         self._timer.set(self._last.at + SECONDS)
 
     def stop(self) -> None:
-        """Write the last line."""
+        """Write the last line, and no more lines after it."""
         self._timer.stop()
         self.write()
 
     def write(self) -> None:
-        """Write a line on the heartbeats since the last line, if there were any."""
+        """Write a line about the heartbeats since the last line, if there were any."""
         before, self._last = self._last, _Counted.now()
         verdicts = self._last.verdicts - before.verdicts
         if not verdicts:
@@ -77,7 +77,7 @@ class HeartbeatSummary:
 
 @contextmanager
 def lines() -> Iterator[None]:
-    """Write the lines inside this context, if HEARTBEAT_LOG is `summary`. For use on the event loop."""
+    """Write the lines inside this block, if HEARTBEAT_LOG is `summary`. Use it on the event loop."""
     if settings.HEARTBEAT_LOG != "summary":
         yield
         return
@@ -90,7 +90,10 @@ def lines() -> Iterator[None]:
 
 
 def _quantile(counts: Sequence[int], share: float) -> float:
-    """Return the time within which this share was answered, interpolated inside its bucket as Prometheus does."""
+    """Return the time within which the share `share` of the requests was answered.
+
+    `counts` has the number of answers in each bucket. The time is interpolated inside its bucket, as Prometheus does.
+    """
     totals = list(accumulate(counts))
     wanted = share * totals[-1]
     place = bisect_left(totals, wanted)

@@ -1,4 +1,4 @@
-"""Limits on pipelined requests, which a client sends before it has the answers to its earlier requests."""
+"""Limits on pipelined requests. A client sends such requests before it has the answers to its earlier requests."""
 
 import asyncio
 import re
@@ -11,49 +11,56 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from nexmdm.common.overload.shared_bytes import SharedBytes
 
 PIPELINED: Final = 16
-"""The most requests of a connection that are parsed and not yet answered. Others wait unparsed, and reading pauses."""
+"""The largest number of requests of a connection that are parsed and not answered. Further requests wait unparsed, and
+reading pauses.
+"""
 
 PORTION: Final = 16 * 1024
-"""The most bytes that are parsed before the next check whether requests wait."""
+"""The largest number of bytes that are parsed before the next check whether requests wait."""
 
 PORTION_LINES: Final = 2 * (PIPELINED - 1) - 1
-"""The largest number of lines that are parsed before that check. The head of a request has at least two lines (the
-request line and an empty line), and the first of them may be parsed already. So these lines complete at most
-PIPELINED - 1 requests, which leaves room for the request in progress."""
+"""The largest number of lines that are parsed before the next check whether requests wait.
+
+The head of a request has at least two lines. The first line of the first head may be parsed already. So these lines
+complete at most PIPELINED - 1 requests, and there is room for the request in progress.
+"""
 
 UNPARSED: Final = SharedBytes(64 * 1024 * 1024)
-"""The most bytes that wait unparsed in all connections of a worker. uvloop reads up to 250 KiB before it pauses."""
+"""The memory for unparsed data of all connections of a worker. uvloop reads up to 250 KiB before it pauses."""
 
 PAUSE_SECONDS: Final = 0.002
-"""The shortest time between the starts of two pipelined requests. If the event loop never waits, a thread gets the
-interpreter only every 5 ms, and the thread of a signed call needs the interpreter a dozen times."""
+"""The shortest time between the starts of two pipelined requests.
+
+If an event loop never waits, other threads get Python's interpreter only every 5 ms. The thread of a signed call needs
+the interpreter about twelve times.
+"""
 
 _PORTION: Final = re.compile(rb"(?:[^\n]*+\n){%d}" % PORTION_LINES)
 
 
 def portion_of(data: bytes, start: int) -> bytes:
-    """Return the data that may be parsed next."""
+    """Return the next part of `data` that may be parsed. The part begins at `start`."""
     found = _PORTION.match(data, start, start + PORTION)
     return data[start : found.end() if found else start + PORTION]
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control, which resumes reading only if the protocol agrees."""
+    """uvicorn's flow control. It resumes reading only if `may_read` returns True."""
 
     def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
         super().__init__(transport)
         self._may_read = may_read
 
     def resume_reading(self) -> None:
-        """Resume, unless data that was read still waits to be parsed."""
+        """Resume reading, unless `may_read` returns False."""
         if self.read_paused and self._may_read():
             super().resume_reading()
 
 
 class Turns:
-    """Starts pipelined requests: one every PAUSE_SECONDS, from one connection after the other.
+    """Starts pipelined requests: one request every PAUSE_SECONDS, from one connection after the other.
 
-    So at most one pipelined request at a time delays other requests, however many connections send ahead.
+    So pipelined requests delay other requests by at most one request at a time, even with many connections.
     """
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ _SECONDS: Final = 5
 
 
 def main() -> None:
-    """Request the path in the first argument (default: /healthz). If the answer is not 200, print why; exit with 1."""
+    """Request the path in the first argument, or /healthz. If the status is not 200, print why and exit with 1."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     answer = status(settings.HOST, settings.PORT, *sys.argv[1:2])
     if answer != "200":
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def status(host: str, port: int, path: str = "/healthz") -> str:
-    """Return the status of the answer (`200`), or the text of the error if there is no answer."""
+    """Return the status of the answer as a text, or the text of the error if there is no answer."""
     try:
         return str(_get(host, port, path, {})[0])
     except OSError as error:
@@ -33,7 +33,7 @@ def status(host: str, port: int, path: str = "/healthz") -> str:
 
 
 def metrics(host: str, port: int) -> str:
-    """Return the text of /metrics. Raises OSError if there is none."""
+    """Return the text of /metrics. Raises OSError if the status is not 200, or if there is no answer."""
     bearer = {"Authorization": f"Bearer {settings.METRICS_TOKEN}"} if settings.METRICS_TOKEN else {}
     answered, text = _get(host, port, "/metrics", bearer)
     if answered != HTTPStatus.OK:
@@ -42,7 +42,6 @@ def metrics(host: str, port: int) -> str:
 
 
 def _get(host: str, port: int, path: str, headers: dict[str, str]) -> tuple[int, str]:
-    """Return status and body of the answer. Raises OSError if there is none."""
     name = addresses.host_instead_of("localhost") or "localhost"
     connection = http.client.HTTPConnection(addresses.LOOPBACK.get(host, host), port, timeout=_SECONDS)
     try:

@@ -1,12 +1,11 @@
-"""HTTP/1.1 of a web worker: uvicorn's protocol, with limits that uvicorn does not have.
+"""HTTP/1.1 of a web worker: uvicorn's protocol, with further limits.
 
-The guard limits the requests that reach the application. Before a request reaches the guard, uvicorn
-would wait without limit for a request that does not come, keep a head of any size, and parse any number of pipelined
-requests. After the application's answer, uvicorn would wait without limit for a client that does not read it.
+The guard limits the requests that reach the application. Without the limits here, uvicorn would keep a head of any size
+and parse any number of pipelined requests. It would also wait without limit for a request, and for a client to read.
 
 This module uses private parts of uvicorn: `cycle`, `pipeline`, `flow`, and fields of a RequestResponseCycle. It also
-requires that on_response_complete() starts a waiting request. So pyproject.toml pins uvicorn's minor version.
-tests/http/test_protocol.py names these parts: run it first when that version changes.
+requires that on_response_complete() starts a waiting request. So pyproject.toml pins uvicorn's minor version. If this
+version changes, first run tests/http/test_protocol.py, which names these parts.
 """
 
 import asyncio
@@ -37,10 +36,10 @@ from nexmdm.http.pipelining import PORTION, PORTION_LINES, UNPARSED
 from nexmdm.http.protocol_errors import BROKEN_BODY, NO_HTTP, NO_UPGRADE, TOO_LARGE, TOO_MANY_AHEAD, TOO_SLOW
 
 HEAD_LIMIT: Final = 64 * 1024
-"""The largest number of bytes of an unfinished head; the guard checks a complete head by its own limit."""
+"""The largest number of bytes of an unfinished head. The guard has a lower limit for complete heads."""
 
 WIRE_LIMIT: Final = 8 * 1024 * 1024
-"""The number of bytes that may follow a head, with framing and trailers; the guard counts the body itself."""
+"""The largest number of bytes after a head, with framing and trailers. The guard counts the body without them."""
 
 CUT = Counter("nexmdm_connections_cut", "Connections ended because of the client, by reason.", ["reason"])
 for _reason in (
@@ -52,7 +51,7 @@ HELD = Counter("nexmdm_connections_held", "Pauses in reading a connection until 
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection of a client."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,7 +75,7 @@ class Protocol(HttpToolsProtocol):
         self._drained = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a first request, if the connection is within the limits."""
+        """Wait for the first request, or refuse a connection over a limit."""
         super().connection_made(transport)
         self._counted_as = self._connections.enter(transport, self.client)
         if self._counted_as is None:
@@ -86,10 +85,10 @@ class Protocol(HttpToolsProtocol):
         self._head_timer.start(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Delete the connection."""
+        """Clean up after the connection has ended."""
         super().connection_lost(exc)
         if self._served is not None:
-            # uvicorn notifies only the last request, which may still wait behind the request in progress.
+            # uvicorn notifies only the last request, and this request may still wait for the request in progress.
             self._served.disconnected = True
             request_facts.of(self._served.scope).client_has_left = True  # type: ignore[arg-type]
         self._deaf = True
@@ -115,7 +114,7 @@ class Protocol(HttpToolsProtocol):
             self._parse_portions(data)
 
     def _parse_portions(self, data: bytes) -> None:
-        """Parse one portion after the other while no request waits; then stop reading until the rest is parsed too."""
+        """Parse portions until a request waits or no data is left. If data is left, keep it and pause reading."""
         start = 0
         while start < len(data) and not self._deaf and not self._is_full():
             start += self._parse(pipelining.portion_of(data, start))
@@ -127,7 +126,7 @@ class Protocol(HttpToolsProtocol):
             HELD.inc()
 
     def _parse(self, portion: bytes) -> int:
-        """Parse a portion; return the parsed length, which ends after the head of a request for an upgrade."""
+        """Parse a portion. Return the number of parsed bytes, which end after the head of a request for an upgrade."""
         self._unset_keepalive_if_required()
         parsed = len(portion)
         try:
@@ -157,11 +156,11 @@ class Protocol(HttpToolsProtocol):
         return parsed
 
     def _is_full(self) -> bool:
-        """Return whether a request waits behind another, or much of a body waits to be read."""
+        """Return whether a request waits for another request, or much of a body waits for the application."""
         return bool(self.pipeline) or (not self._is_idle() and len(self.cycle.body) > HIGH_WATER_LIMIT)
 
     def _may_read(self) -> bool:
-        """Parse further data; return whether more may be read."""
+        """Parse the data that was kept. Return whether more data may be read."""
         if self._catching_up:
             return False
         if self._unparsed:
@@ -175,7 +174,7 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def _keep(self, rest: bytes) -> None:
-        """Keep the data that is not parsed yet, unless it will never be parsed."""
+        """Keep `rest` as the data that is not parsed yet. If no more data will be parsed, drop it."""
         rest = b"" if self._deaf else rest
         UNPARSED.change(self._counted_as or "", len(rest) - len(self._unparsed))
         self._unparsed = rest
@@ -189,9 +188,9 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header. Ignore trailers: they would be added to headers that were checked already.
+        """Add a header. Ignore trailers: they would be added to headers that were checked already.
 
-        This repeats uvicorn's code: to call uvicorn's method for each header costs half a microsecond a heartbeat.
+        This repeats uvicorn's code: a call of uvicorn's method for each header costs half a microsecond a heartbeat.
         """
         if self._in_head:
             name = name.lower()
@@ -222,7 +221,7 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start the next request. If no further request waits, continue to parse and to read."""
+        """Start the next request. If no request waits, continue to parse and to read."""
         if not (self.flow.read_paused or self._in_head or self._deaf):
             super().on_response_complete()
             return
@@ -233,18 +232,19 @@ class Protocol(HttpToolsProtocol):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Continue the work that waited for an answer."""
         self.flow.resume_reading()
         if not self._is_idle():
             return
         if self._refusal is not None:
             self._end_with(*self._refusal)
         elif self._in_head:
-            # uvicorn gives an idle connection less time than a head may take.
+            # uvicorn's timer for idle connections is shorter than the time that a head may take.
             self._unset_keepalive_if_required()
 
     def shutdown(self) -> None:
-        """Finish requests in progress or on their way, but do not wait for a client that does not read its answer."""
+        """Finish requests in progress and requests on their way. Do not wait for a client that does not read its
+        answer.
+        """
         self._stopping = True
         if self._is_idle():
             self._linger_timer.start(LINGER_SECONDS * random.uniform(1, 2))
@@ -254,11 +254,11 @@ class Protocol(HttpToolsProtocol):
         self._taken_timer.start(self._taken_seconds)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, also if its client has not read its last answer."""
+        """Close an idle connection, even if its client has not read its last answer."""
         self._close()
 
     def pause_writing(self) -> None:
-        """Pause until the client has read what was written. If this takes too long, the connection is closed."""
+        """Pause until the client has read the data. If this takes too long, the connection is closed."""
         super().pause_writing()
         self._taken_timer.start(self._taken_seconds)
 
@@ -313,7 +313,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _refuse(self, reason: str, problem: Problem) -> None:
-        """Parse no more data; answer after the answers to earlier requests, and close the connection."""
+        """Parse no more data. After the answers to earlier requests, answer with `problem` and close the connection."""
         CUT.labels(reason).inc()
         self._deaf = True
         self._keep(b"")
@@ -326,7 +326,7 @@ class Protocol(HttpToolsProtocol):
             self._end_with(problem, reason)
 
     def _refuse_body(self, problem: Problem) -> None:
-        """Answer a request whose body is incomplete with this problem, unless it already has an answer."""
+        """Answer a request whose body is not complete with `problem`, unless it already has an answer."""
         if self._is_idle():
             self._close()
             return
@@ -335,8 +335,8 @@ class Protocol(HttpToolsProtocol):
         self.cycle.more_body = False
         self.cycle.message_event.set()
 
+    # Close a little later: a close with unread data may drop the answer before its client has read it.
     def _end_with(self, problem: Problem, reason: str) -> None:
-        """Answer, and close a little later: a close with unread bytes may drop the answer before it is read."""
         write_problem(self.transport, problem, reason)
         self.loop.call_later(guard.DRAIN_SECONDS, self._close)
 

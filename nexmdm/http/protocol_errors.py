@@ -1,4 +1,4 @@
-"""The answers that the protocol itself sends."""
+"""The problems with which the protocol itself answers."""
 
 from typing import Final
 

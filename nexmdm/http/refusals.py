@@ -1,8 +1,9 @@
-"""Refusals: each answer 4xx or 503 is one line in the log, whichever layer sent it.
+"""The log of refusals: each answer 4xx or 503 is logged.
 
-The guard calls note() for each refusal that it sends; the protocol calls note_unread() for requests that never reach
-the guard. Equal refusals (the same code, and the same device or else the same address) within a second share one
-line. No line contains a token, a query or a header.
+The guard calls note() for each answer with an error. The protocol calls note_unread() for data that never became a
+request. Equal refusals within a second share one line. Two refusals are equal if they have the same code, the same
+principal and the same device. If the device is unknown, they must have the same address. No line contains a token, a
+query or a header.
 """
 
 import time
@@ -29,8 +30,9 @@ from nexmdm.http.refused_devices import CURTAILED, Refusal, RefusedDevices
 log = structlog.get_logger()
 
 LINES: Final = 1000
-"""The number of different refusals that have their own lines within a second. Further ones share a line for each code,
-without address and device, so that thousands of failing addresses fill neither the memory nor the log."""
+"""The number of different refusals that have separate lines within a second. Further refusals share one line for each
+code, without address and device. So many failing addresses fill neither the memory nor the log.
+"""
 
 REFUSED = Counter("nexmdm_requests_refused", "Answers 4xx and 503, by code.", ["code"])
 _UNMATCHED: Final = "unmatched"
@@ -38,7 +40,7 @@ _PROVES_NOTHING: Final = frozenset(("invalid_token", "invalid_enrollment_token",
 
 
 def note(scope: Scope, status: int, body: bytes) -> None:
-    """Log an answer that is sent, if it is a refusal, and store it for its device. Never raises."""
+    """Log an answer if it is a refusal, and store it as the last refusal of its device. Never raises an error."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE:
         return
     try:
@@ -76,14 +78,14 @@ def _note(scope: Scope, status: int, body: bytes) -> None:
 
 
 def note_unread(problem: Problem, client: str, correlation_id: str, reason: str) -> None:
-    """Log the refusal of bytes that did not become a request."""
+    """Log the refusal of data that did not become a request."""
     REFUSED.labels(problem.code).inc()
     where = ("", _UNMATCHED, addresses.canonical(client))
     _log(Refusal(problem.code, problem.status, *where, correlation_id=correlation_id, reason=reason))
 
 
 async def drain() -> None:
-    """Look up, write and log all waiting refusals, before the process ends."""
+    """Finish all waiting refusals: find their devices, store them, and log them. Call it before the process ends."""
     await _devices.drain()
     _lines.write_all()
 
@@ -105,7 +107,6 @@ def _problem_in(body: bytes) -> dict[str, Any]:
 
 
 def _place(answered: dict[str, Any]) -> str:
-    """Return the location of the first error in the answer, such as `body.target.tags`."""
     errors = answered.get("errors")
     return ".".join(shown_name(str(part)) for part in errors[0]["loc"])[:200] if errors else ""
 
@@ -118,7 +119,9 @@ def _route(path: str) -> str:
 
 
 def _claim(status: int, code: str, known: RequestFacts) -> Claim | None:
-    """Return the ids in the request's token, to be looked up; None if the refusal means that the token is wrong."""
+    """Return the claim of the request's token, or None if there is none or if the refusal means that the token is
+    wrong.
+    """
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == rate_limits.FAILURES:
         return None
     headers = known.headers.values.get(b"authorization", ())

@@ -1,7 +1,7 @@
-"""The devices of refused requests. After the answer, NexMDM finds the device by the token, and stores its last refusal.
+"""Finds the devices of refused requests by their tokens, and stores the last refusal of each device.
 
-No answer waits for this work. One statement looks up the tokens of a second together, and another one writes the last
-refusals. Without the database, refusals are logged without their device and are not stored.
+No answer waits for this work. One statement checks the tokens of all refusals of a second. Another statement stores the
+last refusals. If the database is not available, refusals are logged without a device and are not stored.
 """
 
 import asyncio
@@ -30,15 +30,17 @@ log = structlog.get_logger()
 
 LOOK_UP_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 5
-"""The longest time that a stopping process waits until the database has written its last refusals."""
+"""The longest time in seconds that a stopping process waits for this work."""
 
 CLAIMS: Final = 1000
-"""The largest number of different refusals that wait for the look-up of their token. Otherwise invented tokens could
-fill the memory and make the look-up slow. Further refusals are logged without a device."""
+"""The largest number of different refusals that wait for the check of their token. Further refusals are logged without
+a device. Without this limit, invented tokens could fill the memory.
+"""
 
 DEVICES: Final = 10_000
-"""The largest number of devices whose last refusals wait to be written; a device's row changes at most once a minute.
-The refusals of further devices are only logged."""
+"""The largest number of devices whose last refusals wait to be stored. A device's row is written at most once a minute.
+The refusals of further devices are only logged.
+"""
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
@@ -52,7 +54,7 @@ for _bound in ("lines", "look-ups", "devices"):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refusal as the log contains it; `at` is the time of its answer, by time.monotonic()."""
+    """One refusal, as the log contains it. `at` is the time of the answer, in monotonic time."""
 
     code: str
     status: int
@@ -72,7 +74,7 @@ class Refusal:
         return self.code, f"{self.device_id or addresses.counting_key(self.address)} {self.principal}"
 
     def of_owner(self, claim: Claim) -> "Refusal":
-        """Return the refusal with the owner of its token."""
+        """Return the refusal with the device or enrollment token that `claim` names."""
         if claim.is_of_device:
             return replace(self, device_id=self.device_id or claim.id)
         return replace(self, enrollment_token_id=claim.id)
@@ -80,31 +82,31 @@ class Refusal:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Equal refusals of requests with the same token: the first of them, and their number."""
+    """Equal refusals of requests with one token: the first refusal, and the number of refusals."""
 
     refusal: Refusal
     count: int = 1
 
 
 class RefusedDevices:
-    """Refusals whose token waits to be looked up, and refusals that wait to be written. For use on the event loop.
+    """Refusals whose token must be checked, and refusals that must be stored. Use it on the event loop.
 
-    `write_line` is called with each refusal after its look-up, and with the number of refusals equal to it.
+    `write_line` is called for each refusal after the check, with the number of equal refusals.
     """
 
     def __init__(self, write_line: Callable[[Refusal, int], None]) -> None:
         self._write_line = write_line
         self._waiting: dict[tuple[Claim, tuple[str, str]], _Waiting] = {}
         self._last: dict[UUID, Refusal] = {}
-        # Each refusal has the moment from which the row of its device may change again. The order is that of these
-        # moments.
+        # Each refusal is stored with the time from which the row of its device may be written again. The entries are in
+        # the order of these times.
         self._later: dict[UUID, tuple[float, Refusal]] = {}
         self._task: asyncio.Task[None] | None = None
         self._timer = Timer(self._begin)
         self._next_at = 0.0
 
     def look_up(self, refusal: Refusal, claim: Claim) -> None:
-        """Look up the token of a refused request soon; then log the refusal, and store it for its device."""
+        """Check the token of a refused request soon. Then log the refusal, and store it for its device."""
         key = (claim, refusal.key)
         if key in self._waiting:
             self._waiting[key].count += 1
@@ -117,7 +119,7 @@ class RefusedDevices:
             self._soon()
 
     async def drain(self) -> None:
-        """Finish the waiting look-ups, log their refusals, and write those whose device's row may change again."""
+        """Check all waiting tokens and log their refusals. Store the refusals of devices whose row may be written."""
         self._timer.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
@@ -151,7 +153,7 @@ class RefusedDevices:
 
     async def _work(self) -> None:
         try:
-            # In a separate thread, so that the heartbeats' flush never waits for this.
+            # This runs in a separate thread, so that no flush of heartbeats waits for it.
             async with ThreadSensitiveContext():
                 await self._look_up_waiting()
                 await self._write_last()

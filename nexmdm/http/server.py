@@ -1,6 +1,7 @@
-"""One web worker: `python -m nexmdm.web`, on HOST and PORT, or on a socket that its parent opened and listens on.
+"""The server of one web worker, `python -m nexmdm.web`. It listens on HOST and PORT, or on a socket of its parent.
 
-NEXMDM_LISTEN_FD is the number of that socket. Several workers can share the socket; `serve` or systemd opens it.
+NEXMDM_LISTEN_FD is the number of the parent's socket. `serve` or systemd opens this socket, and several workers can
+share it.
 """
 
 import asyncio
@@ -22,19 +23,21 @@ from nexmdm.standalone import parent_watch
 VARIABLE: Final = "NEXMDM_LISTEN_FD"
 BACKLOG: Final = 2048
 AT_ONCE: Final = 128
-"""The most connections that are accepted in one turn, so that many new ones do not delay the others."""
+"""The largest number of connections that are accepted in one turn of the event loop. With a limit, many new connections
+do not delay other work.
+"""
 
 FIRST_UNPRIVILEGED_PORT: Final = 1024
 _PORTS_TRIED: Final = 50
 
 DESCRIPTORS: Final = 65_536
-"""The limit on open files and connections that a worker sets. The usual 1,024 are easily exhausted by any client."""
+"""The limit on open files that a worker sets. Any client can easily use up the usual limit of 1,024."""
 
 
 class CannotListen(RuntimeError):
-    """The worker cannot listen on HOST and PORT; the text says why.
+    """The worker cannot listen on HOST and PORT. The text contains the reason.
 
-    `free_port` is a port that is free, if one was found.
+    `free_port` is a port that is free, or None if no free port was found.
     """
 
     def __init__(self, text: str, free_port: int | None = None) -> None:
@@ -43,9 +46,9 @@ class CannotListen(RuntimeError):
 
 
 def main() -> None:
-    """Serve until SIGTERM, then answer the requests in flight.
+    """Serve until SIGTERM. Then answer the requests in progress and return.
 
-    If the worker cannot start, print why in one line, and exit.
+    If the worker cannot start, print the reason in one line, and exit.
     """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "nexmdm.settings")
     _raise_descriptor_limit()
@@ -63,7 +66,7 @@ def main() -> None:
 
 
 def listen() -> socket.socket:
-    """Open a socket that listens on HOST and PORT. Raises CannotListen."""
+    """Return a socket that listens on HOST and PORT. Raises CannotListen."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -90,7 +93,7 @@ def _cannot_listen(error: OSError) -> CannotListen:
 
 
 def _free_port() -> int | None:
-    """Return the first free port above PORT that needs no privileges."""
+    """Return the first free port above PORT that needs no privileges, or None if 50 ports are not free."""
     first = max(settings.PORT, FIRST_UNPRIVILEGED_PORT - 1) + 1
     family = socket.AF_INET6 if ":" in settings.HOST else socket.AF_INET
     for port in range(first, min(first + _PORTS_TRIED, 65_536)):
@@ -100,7 +103,7 @@ def _free_port() -> int | None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Raise the limit on open descriptors to DESCRIPTORS, or to the system's hard limit if that is lower."""
+    """Raise the limit on open files to DESCRIPTORS, or to the hard limit of the system if this is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -126,12 +129,14 @@ def _config() -> uvicorn.Config:
 class AcceptingServer(uvicorn.Server):
     """uvicorn's server on one listening socket, which accepts up to AT_ONCE waiting connections in one turn.
 
-    libuv (since 1.46) accepts only one connection in each turn of the event loop. The turns of a busy worker are long,
-    so new connections would wait in the kernel's queue until their clients give up.
+    libuv 1.46 and later accepts only one connection in each turn of the event loop. The turns of a busy worker are
+    long. So new connections would wait in the kernel's queue until their clients give up.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections: uvicorn's server accepts one, and this class accepts the others that wait."""
+        """Begin to accept connections. After uvicorn's server has accepted one, this class accepts all others that
+        wait.
+        """
         assert sockets is not None
         self._listener = sockets[0]
         self._make: Any = self.config.http_protocol_class
@@ -141,7 +146,9 @@ class AcceptingServer(uvicorn.Server):
         await super().startup(sockets)
 
     def _make_and_look(self, **given: Any) -> asyncio.Protocol:
-        """Create the protocol of a connection that uvicorn's server has accepted. Then accept those that wait."""
+        """Create the protocol of a connection that uvicorn's server has accepted. Then accept the connections that
+        wait.
+        """
         if not self._looks:
             self._looks = True
             asyncio.get_running_loop().call_soon(self._take_waiting, given)
@@ -157,7 +164,6 @@ class AcceptingServer(uvicorn.Server):
         asyncio.get_running_loop().call_soon(self._take_waiting, given)
 
     def _take_one(self, given: dict[str, Any]) -> bool:
-        """Accept a waiting connection, and return whether there was one."""
         try:
             connection, _ = self._listener.accept()
         except OSError:  # No connection waits, or no descriptor is left: uvicorn's server handles both.

@@ -1,6 +1,7 @@
-"""The static files of the admin site and of /docs, served from memory.
+"""The handler of static files, for the admin site and /docs. Files are served from memory.
 
-Django's own handler reads a file in a thread for each request, and keeps all of it until a slow client has read it.
+Django's own handler reads a file in a thread for each request. It keeps the whole file in memory until a slow client
+has read it.
 """
 
 import mimetypes
@@ -19,7 +20,8 @@ from nexmdm.http.asgi_answers import Header, answer, refuse
 
 PREFIX: Final = "/static/"
 _SOURCE_MAPS: Final = "*.map"
-"""Source maps are not served: they are three quarters of all files, and only a browser's development tools need them.
+"""The pattern of source maps, which are not served. Source maps are three quarters of all files, and only the
+development tools of a browser need them.
 """
 
 _METHODS: Final = ("GET", "HEAD")
@@ -36,7 +38,7 @@ class StaticFile:
 
 
 class StaticFiles:
-    """An ASGI application that serves what Django's finders list, and nothing else."""
+    """The ASGI application of static files. It serves only the files that Django's finders list."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Serve one request."""
@@ -61,10 +63,7 @@ async def _serve(scope: Scope, send: Send, file: StaticFile) -> None:
 
 @cache
 def _paths() -> Mapping[str, Path]:
-    """Return the path of each file by its name below the prefix.
-
-    If two files have the same name, the first one counts.
-    """
+    """Return the path of each file, by its name below PREFIX. If two files have the same name, the first counts."""
     found: dict[str, Path] = {}
     for finder in finders.get_finders():
         for name, storage in finder.list([_SOURCE_MAPS]):

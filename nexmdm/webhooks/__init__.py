@@ -1,1 +1,1 @@
-"""Webhooks: the events of the feed, sent to other systems as signed requests, in order and at least once."""
+"""Webhooks: the events of the feed are sent to other systems as signed requests, in order and at least once."""

@@ -1,4 +1,4 @@
-"""The attempts to send events. The newest attempts of each webhook are kept, but no longer than events are."""
+"""Retention of the attempts to send events. Attempts are kept no longer than events."""
 
 from datetime import timedelta
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from nexmdm.common import database
 
 KEPT: Final = 1000
-"""The most attempts of one webhook that are kept."""
+"""The largest number of attempts of one webhook that are kept. The newest attempts are kept."""
 
 _PRUNE: Final = """
     DELETE FROM nexmdm_webhookattempt WHERE id IN (
@@ -22,5 +22,8 @@ _PRUNE: Final = """
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` attempts that are older than `kept` or not among the newest. Return their number."""
+    """Delete up to `limit` attempts that are older than `kept`, or that are not among the newest KEPT of a webhook.
+
+    Return the number of deleted attempts.
+    """
     return database.execute(_PRUNE, {"kept": kept, "most": KEPT, "limit": limit})

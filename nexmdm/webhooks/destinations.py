@@ -1,7 +1,7 @@
-"""Where webhooks may go: to public addresses by https, and to the networks in WEBHOOK_ALLOW_PRIVATE.
+"""The destinations that webhooks may have: public addresses by https, and the networks in WEBHOOK_ALLOW_PRIVATE.
 
-An admin names the URL, but the request comes from inside the server's network. So the URL must not contain an address
-that only this network can reach, and its host name must not resolve to such an address.
+An admin chooses the URL, but the request comes from inside the server's network. So a webhook must not reach an address
+that only this network can reach. This rule applies to addresses in the URL and to addresses of its host name.
 """
 
 import re
@@ -20,7 +20,9 @@ _FORM: Final = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 _LABEL: Final = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
-"""If the last part of a host has this form, resolvers read the host as an IPv4 address: `127.1`, `0x7f000001`."""
+"""If the last part of a host has this form, resolvers read the host as an IPv4 address. Examples are `127.1` and
+`0x7f000001`.
+"""
 
 _HTTPS_PORT: Final = 443
 _HTTP_PORT: Final = 80
@@ -33,21 +35,26 @@ _NOT_PUBLIC: Final = tuple(
         "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
     )
 )  # fmt: skip
-"""IANA's IPv4 Special-Purpose Address Registry, and multicast."""
+"""The networks of IANA's IPv4 Special-Purpose Address Registry, and multicast."""
 
 _PUBLIC_V6: Final = IPv6Network("2000::/3")
-"""IANA's IPv6 Global Unicast Addresses: no other IPv6 address belongs to a host of the internet."""
+"""IANA's IPv6 Global Unicast Addresses. Each IPv6 host of the internet has an address in this network."""
 
 _NOT_PUBLIC_V6: Final = tuple(
     IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")
 )
-"""The networks within _PUBLIC_V6 that IANA's IPv6 Special-Purpose Address Registry names, such as Teredo's."""
+"""The networks in _PUBLIC_V6 that IANA's IPv6 Special-Purpose Address Registry contains, such as the network of Teredo.
+"""
 
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 
 
 class Destination(NamedTuple):
-    """The parts of a webhook's URL. `target` is the path with its query; `authority` the host with its port."""
+    """The parts of a webhook's URL.
+
+    - `target` is the path with its query.
+    - `authority` is the host, with the port if it is not the default port.
+    """
 
     is_https: bool
     host: str
@@ -57,11 +64,14 @@ class Destination(NamedTuple):
 
 
 class Refused(ValueError):
-    """A URL or an address is not allowed. The text is the end of a sentence about it, and contains the reason."""
+    """A URL or an address is not allowed. The text is the end of a sentence that begins with `The URL`."""
 
 
 def parse(url: str) -> Destination:
-    """Return the parts of a URL. Raises Refused if it is malformed, or shows a destination that is not allowed."""
+    """Return the parts of a URL. Raises Refused if the URL is malformed or its destination is not allowed.
+
+    If the host is a name, its addresses are not looked up here.
+    """
     if len(url) > LONGEST_URL or not _FORM.fullmatch(url) or "\\" in url:
         raise Refused(f"must be a URL such as https://example.com/events, of at most {LONGEST_URL} ASCII characters")
     try:
@@ -104,7 +114,6 @@ def _check_host(host: str, *, is_bracketed: bool, is_https: bool) -> None:
 
 
 def _literal(host: str, *, is_bracketed: bool) -> Address | None:
-    """Return a host as an address, or None if the host is a name."""
     try:
         if not is_bracketed:
             return IPv4Address(host)
@@ -118,7 +127,7 @@ def _literal(host: str, *, is_bracketed: bool) -> Address | None:
 
 
 def check_addresses(addresses: Iterable[Address], *, is_https: bool) -> None:
-    """Raise Refused if a webhook may not go to one of these addresses."""
+    """Raise Refused if one of these addresses is not allowed for a webhook."""
     for address in addresses:
         seen = _embedded(address) or address
         allowed = [network for network in settings.WEBHOOK_ALLOW_PRIVATE if address in network or seen in network]
@@ -132,12 +141,12 @@ _HOW_TO_ALLOW: Final = "the setting WEBHOOK_ALLOW_PRIVATE can allow further netw
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that a resolver found."""
+    """Return the address in a resolver's result, without a zone."""
     return ip_address(text.partition("%")[0])
 
 
 def _embedded(address: Address) -> IPv4Address | None:
-    """Return the IPv4 address that an IPv6 address leads to (IPv4-mapped, NAT64, 6to4), or None."""
+    """Return the IPv4 address to which an IPv6 address leads (IPv4-mapped, NAT64, 6to4), or None."""
     if isinstance(address, IPv4Address):
         return None
     if address in _NAT64:

@@ -1,7 +1,7 @@
-"""The dispatcher's lane for webhooks: it sends to many receivers at the same time, and to each receiver in order.
+"""The lane for webhooks in a dispatcher. It sends to many receivers at the same time, and to each receiver in order.
 
-The lane has a thread of its own for its database work. It uses no database connection while it waits for a receiver. So
-neither a push nor another webhook waits for a receiver that hangs.
+The lane has a separate thread for its database work. While it waits for a receiver, it uses no database connection. So
+no push and no other webhook waits for a receiver that hangs.
 """
 
 import asyncio
@@ -24,37 +24,42 @@ from nexmdm.webhooks.run import Run
 log = structlog.get_logger()
 
 SLOTS: Final = 400
-"""The most webhooks that are served at the same time. While a receiver is awaited, a slot costs only a socket."""
+"""The largest number of webhooks that are served at the same time. During the wait for a receiver, a webhook needs only
+a socket.
+"""
 
 FAILING_SLOTS: Final = SLOTS // 2
-"""The most webhooks that are served at the same time although their last attempt failed. So many receivers that hang
-leave slots to the other webhooks."""
+"""The largest number of failing webhooks that are served at the same time. A webhook is failing if its last attempt
+failed. If many receivers hang, enough slots stay free for all other webhooks.
+"""
 
 FAILING_PER_LOOK: Final = 25
-"""The most webhooks of this kind that one look takes. All runs share the lane's thread, so the other webhooks would
-wait until the events of every failing webhook are read."""
+"""The largest number of failing webhooks that one look takes. All webhooks share the lane's thread, so other webhooks
+would wait while this thread reads the events of many failing webhooks.
+"""
 
 POLL_SECONDS: Final = 0.3
-"""The time between two looks for webhooks with something to send."""
+"""The time between two looks for webhooks that have something to send."""
 
 AFTER_FAILURE_SECONDS: Final = 1.0
-"""The pause after a look that failed, in seconds."""
+"""The time in seconds between a look that failed and the next look."""
 
 GRACE_SECONDS: Final = 2.0
-"""How long requests in progress may take when the dispatcher stops, in seconds. A request that takes longer is cut off,
-and its event is sent again by another dispatcher, or after the next start."""
+"""The time in seconds that requests in progress may take when the dispatcher stops. A request that takes longer is cut
+off. Its event is sent again by another dispatcher, or after the next start.
+"""
 
 
 OUTCOMES: Final = ("delivered", "refused", "no_response")
 ATTEMPTS: Final = Counter("nexmdm_webhook_attempts", "Attempts to send an event to a webhook.", ["outcome"])
 for _outcome in OUTCOMES:
-    ATTEMPTS.labels(_outcome)  # So the metric is 0 before the first time, and not absent.
+    ATTEMPTS.labels(_outcome)  # With this call, the metric is 0 and not absent before the first attempt.
 
 _in_thread: Final = database.run_in_db_thread_ungated
 
 
 class Lane:
-    """The lane of one dispatcher. It must be made and used on one event loop."""
+    """The lane of one dispatcher. Create it and use it on one event loop."""
 
     def __init__(self) -> None:
         self._stopping = asyncio.Event()
@@ -63,11 +68,11 @@ class Lane:
         self._served: dict[asyncio.Task[None], Run] = {}
 
     def stop(self) -> None:
-        """Begin no more requests. run() returns when requests in progress have ended and their results are stored."""
+        """Begin no more requests. run() returns after requests in progress have ended and their results are stored."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Serve webhooks until stop()."""
+        """Serve webhooks until stop() is called."""
         async with ThreadSensitiveContext():
             while not self._stopping.is_set():
                 await self._pause(await self._look())
@@ -75,14 +80,13 @@ class Lane:
             await self._end()
 
     async def run_once(self) -> None:
-        """Serve the webhooks that have something to send now, each until an attempt fails or all events are sent."""
+        """Serve each webhook that has something to send now, until an attempt fails or all its events are sent."""
         async with ThreadSensitiveContext():
             while await self._begin():
                 await asyncio.wait(self._served)
             await self._end()
 
     async def _look(self) -> float:
-        """Begin to serve webhooks, and return the seconds until the next look."""
         try:
             await self._begin()
         except Exception as error:  # noqa: BLE001  (whatever fails in a look, the lane continues)
@@ -91,7 +95,6 @@ class Lane:
         return POLL_SECONDS
 
     async def _begin(self) -> bool:
-        """Begin to serve webhooks with something to send. Return whether there were any."""
         room = SLOTS - len(self._served)
         claimed_at = time.monotonic()
         failing = sum(run.webhook.failing_since is not None for run in self._served.values())
@@ -105,7 +108,6 @@ class Lane:
         return bool(claimed)
 
     async def _serve(self, run: Run, renewed_at: float) -> None:
-        """Send a webhook its events until none is left, an attempt fails, or all slots are in use."""
         try:
             while (next_renewed_at := await self._serve_page(run, renewed_at)) is not None:
                 renewed_at = next_renewed_at
@@ -113,7 +115,9 @@ class Lane:
             _log_failure(error, webhook_id=str(run.webhook.id))
 
     async def _serve_page(self, run: Run, renewed_at: float) -> float | None:
-        """Send one page and store the results. Return when the lease was renewed, or None if the run has ended."""
+        """Send one page and store the results. Return when the lease was renewed (monotonic time), or None if the run
+        has ended.
+        """
         page = await _in_thread(run.read)
         results, was_sent = await run.send(page, renewed_at)
         is_done = (page.is_last and was_sent) or bool(results.failure or results.obstacle)

@@ -1,7 +1,7 @@
-"""Leases: which dispatcher serves a webhook, and how the dispatcher stores its results.
+"""Leases: a dispatcher takes a webhook for a short time, and stores the results of its requests.
 
-A dispatcher takes a webhook for a short time, and renews this lease with each result that it stores. If the dispatcher
-ends abruptly, another dispatcher continues from the stored cursor as soon as the lease is over.
+Each time the dispatcher stores results, it renews the lease. If the dispatcher ends without warning, another dispatcher
+takes the webhook when the lease is over. It continues from the stored cursor.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from nexmdm.webhooks import retries
 from nexmdm.webhooks.receivers import TIMEOUT_SECONDS
 
 LEASE: Final = timedelta(seconds=2 * TIMEOUT_SECONDS)
-"""How long a lease is valid. A request begins only if the rest of it is enough to get and store the answer."""
+"""The length of a lease. A request begins only if enough of the lease is left for the answer and for storing it."""
 
 _DUE: Final = """
     SELECT webhook.id FROM nexmdm_webhook webhook CROSS JOIN nexmdm_eventmark mark
@@ -47,7 +47,10 @@ _CLAIM: Final = f"""
 
 
 class Attempted(NamedTuple):
-    """One attempt to send an event: the status of the response, or why there was none; and the time that it took."""
+    """One attempt to send an event. `http_status` is the status of the response, or None without a response.
+
+    `error` is the reason why there was no response. `latency_ms` is the time that the request took.
+    """
 
     event_id: str
     type: str
@@ -58,16 +61,18 @@ class Attempted(NamedTuple):
 
     @property
     def is_delivered(self) -> bool:
-        """Whether the receiver has acknowledged the event."""
+        """Whether the receiver has acknowledged the event by a status from 200 to 299."""
         return self.http_status is not None and 200 <= self.http_status < 300
 
 
 class Results(NamedTuple):
-    """What a dispatcher has found out about a webhook since it last stored results.
+    """The results of a dispatcher's work for a webhook since the last stored results.
 
-    `cursor` is the place after the events that were acknowledged, and after those that the webhook does not get.
-    `was_tested`: the test that an admin asked for was sent. `failure` is the reason why the last event was not
-    acknowledged. `obstacle` is the reason why nothing can be sent until an admin acts.
+    - `cursor` is the place after all events that were acknowledged or that the webhook does not get.
+    - `was_tested`: the test that an admin asked for was sent.
+    - `was_acknowledged`: the receiver has acknowledged at least one event.
+    - `failure` is the reason why the last event was not acknowledged, or empty.
+    - `obstacle` is the reason why nothing can be sent until an admin acts, or empty.
     """
 
     cursor: Cursor
@@ -80,9 +85,9 @@ class Results(NamedTuple):
 
 @transaction.atomic
 def claim(most: int, most_failing: int) -> list[Webhook]:
-    """Take up to `most` webhooks that have something to send and that no dispatcher serves.
+    """Take the leases of up to `most` webhooks that have something to send and no valid lease. Return these webhooks.
 
-    Up to `most_failing` of them are webhooks whose last attempt failed. The others come first.
+    At most `most_failing` of the webhooks are failing: their last attempt failed. All other webhooks are taken first.
     """
     xid, row_id = feed.newest_readable()
     parameters = {"lease": uuid4(), "length": LEASE, "xid": str(xid), "id": row_id}
@@ -92,22 +97,23 @@ def claim(most: int, most_failing: int) -> list[Webhook]:
 
 
 def cursor_of(webhook: Webhook) -> Cursor:
-    """Return the place of the next event of a webhook."""
+    """Return the place of the webhook's next event."""
     return Cursor(webhook.cursor_epoch, int(webhook.cursor_xid), webhook.cursor_id, webhook.cursor_place)
 
 
 def set_cursor(webhook: Webhook, cursor: Cursor) -> None:
-    """Set the place of a webhook's next event on its row, which the caller saves."""
+    """Set the place of the webhook's next event. The caller must save the row."""
     webhook.cursor_epoch, webhook.cursor_xid = cursor.epoch, str(cursor.xid)
     webhook.cursor_id, webhook.cursor_place = cursor.id, cursor.place
 
 
 @transaction.atomic
 def store(served: Webhook, results: Results, *, ends: bool) -> Webhook | None:
-    """Store results, and renew or end the lease. Return the webhook as it is now; None if the lease was lost.
+    """Store results, and renew the lease, or end it if `ends` is true.
 
-    If an admin has moved the webhook's cursor meanwhile, the cursor stays where the admin moved it. If an admin has
-    changed the webhook in any way meanwhile, a failure has no effect.
+    Return the stored webhook, or None if the lease was lost. `served` is the webhook as the dispatcher read it. If an
+    admin has moved the cursor since then, the admin's cursor stays. If an admin has changed the webhook in any way
+    since then, a failure in the results has no effect.
     """
     webhook = Webhook.objects.select_for_update().filter(pk=served.pk, lease=served.lease).first()
     if webhook is None:
@@ -139,7 +145,10 @@ def _apply(webhook: Webhook, results: Results, now: datetime) -> None:
 
 
 def pause(webhook: Webhook, why: str, *, by: str) -> None:
-    """Pause a webhook: change its row, which the caller saves, and append the event."""
+    """Pause a webhook and append the event. The caller must save the row.
+
+    `by` is `admin` or `dispatcher`. `why` is cut after 300 characters.
+    """
     webhook.paused, webhook.why = True, why[:300]
     data = {"webhook_id": str(webhook.id), "why": webhook.why, "by": by}
     events.append(Event(EventType.WEBHOOK_PAUSED, data=data))

@@ -1,4 +1,4 @@
-"""The messages that webhooks get: one event each, as JSON."""
+"""The messages that webhooks get. A message contains one event as JSON."""
 
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -10,11 +10,11 @@ from nexmdm.common.types import rfc3339
 from nexmdm.events.feed import Happening
 
 TEST_TYPE: Final = "webhook.test"
-"""The type of test events, which are not in the feed."""
+"""The type of test events. The event feed does not contain test events."""
 
 
 class Message(NamedTuple):
-    """A message to send. `id` and `body` are the same at each attempt to send the event."""
+    """A message to send. `id` and `body` are the same at each attempt to send an event."""
 
     id: str
     type: str
@@ -35,7 +35,7 @@ def of_test(test_id: UUID, webhook_id: UUID) -> Message:
 
 
 def test_event_id(test_id: UUID) -> str:
-    """Return the id of a test event."""
+    """Return the id of the test event of a test."""
     return f"test-{test_id}"
 
 

@@ -1,4 +1,4 @@
-"""What admins do with webhooks: create, read, change, replay, test and delete them."""
+"""The operations of admins on webhooks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +22,7 @@ class UnknownWebhook(DomainError):
 
 
 def create(*, url: str, types: Iterable[str], tags: Iterable[str], description: str) -> Webhook:
-    """Create a webhook that gets the events from now on."""
+    """Create a webhook that gets the events from now on. `types` and `tags` are its filter. Raises EventsNotReady."""
     webhook = Webhook(
         id=uuid7(),
         url=url,
@@ -43,20 +43,23 @@ def webhook(webhook_id: UUID) -> Webhook:
 
 
 def webhooks(page: Page) -> tuple[list[Webhook], str | None]:
-    """Return a page of webhooks, newest first, and the cursor of the next one. Raises ForeignCursor."""
+    """Return a page of webhooks, newest first, and the cursor of the next page. Raises ForeignCursor."""
     return pagination.paginate(Webhook.objects.all(), page, UUID)
 
 
 def attempts(webhook_id: UUID, page: Page) -> tuple[list[WebhookAttempt], str | None]:
-    """Return a page of a webhook's attempts, and the cursor of the next one. Raises UnknownWebhook, ForeignCursor."""
+    """Return a page of a webhook's attempts, newest first, and the cursor of the next page.
+
+    Raises UnknownWebhook, ForeignCursor.
+    """
     return pagination.paginate(webhook(webhook_id).attempts.all(), page, int)
 
 
 def change(webhook_id: UUID, changes: dict[str, Any], principal: str) -> Webhook:
-    """Change some fields of a webhook. Raises UnknownWebhook.
+    """Change the fields of a webhook that `changes` contains. Raises UnknownWebhook.
 
-    If the webhook gets another URL or is resumed, the next attempt is due immediately. The 72 hours after which
-    failures pause the webhook then begin again.
+    If the URL changes or the webhook is resumed, the next attempt is due immediately. The 72 hours after which failures
+    pause the webhook begin again.
     """
     changed = _locked(webhook_id)
     if changes.get("paused") and not changed.paused:
@@ -73,7 +76,10 @@ def change(webhook_id: UUID, changes: dict[str, Any], principal: str) -> Webhook
 
 
 def replay(webhook_id: UUID, after: Cursor | None) -> Webhook:
-    """Move the cursor of a webhook (None: to the oldest event). Raises UnknownWebhook, CursorExpired."""
+    """Move the cursor of a webhook. If `after` is None, move the cursor to the oldest event.
+
+    Raises UnknownWebhook, CursorExpired, EventsNotReady.
+    """
     changed = _locked(webhook_id)
     leases.set_cursor(changed, feed.place_of(after))
     retries.note_delivered(changed, database.now())
@@ -90,16 +96,16 @@ def rotate_secret(webhook_id: UUID) -> Webhook:
 
 
 def delete(webhook_id: UUID) -> Webhook:
-    """Delete a webhook and its attempts; return it as it was. Raises UnknownWebhook."""
+    """Delete a webhook and its attempts. Return the deleted webhook. Raises UnknownWebhook."""
     deleted = _locked(webhook_id)
     Webhook.objects.filter(pk=webhook_id).delete()
     return deleted
 
 
 def ask_for_test(webhook_id: UUID) -> str:
-    """Let a dispatcher send a test event, and return the event's id. Raises UnknownWebhook.
+    """Let a dispatcher send a test event to a webhook. Return the id of the test event. Raises UnknownWebhook.
 
-    If an earlier test is not sent yet, there is no further test, and the id is that of the earlier test.
+    If an earlier test event is not sent yet, the function returns the id of this event and adds no further test.
     """
     if not Webhook.objects.filter(pk=webhook_id).update(test_id=Coalesce(F("test_id"), uuid7())):
         raise UnknownWebhook
@@ -109,7 +115,7 @@ def ask_for_test(webhook_id: UUID) -> str:
 
 
 def attempt_at(webhook_id: UUID, event_id: str) -> WebhookAttempt | None:
-    """Return the newest attempt to send an event to a webhook, if there is one."""
+    """Return the newest attempt to send this event to this webhook, or None."""
     return WebhookAttempt.objects.filter(webhook=webhook_id, event_id=event_id).order_by("-pk").first()
 
 

@@ -1,7 +1,7 @@
-"""The receivers of webhooks: requests to them, over one kept connection for each webhook.
+"""Requests to the receivers of webhooks. For each webhook, at most one connection is kept for further requests.
 
-For each new connection, the host is resolved once, each of its addresses is checked, and the connection goes to one of
-these addresses. What the resolver answers later has no effect. TLS verifies the certificate against the host's name.
+For a new connection, the host is resolved once, and each of its addresses is checked. The connection goes to one of
+these addresses. A later answer of the resolver has no effect. TLS verifies the certificate against the host name.
 """
 
 import asyncio
@@ -18,23 +18,29 @@ from nexmdm.webhooks import destinations
 from nexmdm.webhooks.destinations import Destination
 
 TIMEOUT_SECONDS: Final = 10
-"""The time that a receiver has for its answer, from the look-up of its address to the headers of its response."""
+"""The longest time in seconds from the look-up of the receiver's address to the headers of its response."""
 
 MOST_BYTES: Final = 65_536
-"""The most bytes of a response that are read. Only its status matters, so the rest of a longer response is cut off."""
+"""The largest number of bytes of a response that are read. The rest of a longer response is ignored: only the status
+matters.
+"""
 
 KEPT_SECONDS: Final = 30
-"""How long an idle connection is kept."""
+"""The time in seconds after which an idle connection is closed."""
 
 USED_SECONDS: Final = 60
-"""How long a connection is used. After this time, the host is resolved again for a new connection."""
+"""The time in seconds for which a connection is used. After this time, the host is resolved again for a new connection.
+"""
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
-"""How long one address may take to connect before the next one is tried too, in seconds (RFC 8305, section 5)."""
+"""The time in seconds after which the next address of a host is tried too (RFC 8305, section 5)."""
 
 
 class Outcome(NamedTuple):
-    """The outcome of a request: the status of the response, or why there was none; and the time that it took."""
+    """The outcome of a request. `http_status` is the status of the response, or None without a response.
+
+    `error` is the reason why there was no response. `latency_ms` is the time that the request took.
+    """
 
     http_status: int | None
     error: str
@@ -42,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 class _Connection(HttpConnection):
-    """A connection to a receiver. The status of a response counts even if the response is too long."""
+    """A connection to a receiver. The status of a response counts even if the response is too long or not complete."""
 
     def __init__(self, connections: "set[HttpConnection]", authority: str) -> None:
         super().__init__(connections, most_bytes=MOST_BYTES)
@@ -72,7 +78,7 @@ class _Connection(HttpConnection):
 
 
 class Receivers:
-    """Sends requests to the receivers of webhooks. It must be used on one event loop."""
+    """Sends requests to the receivers of webhooks. Use it on one event loop."""
 
     def __init__(self) -> None:
         self._tls = tls_context()
@@ -80,10 +86,10 @@ class Receivers:
         self._idle: dict[UUID, _Connection] = {}
 
     async def post(self, webhook_id: UUID, url: str, headers: dict[str, str], body: bytes) -> Outcome:
-        """Send one request and return its outcome. A cancelled request closes its connection.
+        """Send one request and return its outcome. Errors of the network are outcomes, and are not raised.
 
-        An earlier connection of the webhook is used again; if the receiver has closed it, the request goes over a new
-        one. Redirects are not followed.
+        A kept connection of the webhook is used if the receiver has not closed it. Redirects are not followed. If this
+        call is cancelled, the connection of the request is closed.
         """
         started = time.monotonic()
         used: list[_Connection] = []
@@ -102,7 +108,7 @@ class Receivers:
         return Outcome(status, error[:200], round((time.monotonic() - started) * 1000))
 
     def close_idle(self) -> None:
-        """Close the connections that have not been used for KEPT_SECONDS."""
+        """Close the connections that were not used for KEPT_SECONDS."""
         before = time.monotonic() - KEPT_SECONDS
         for webhook_id, connection in list(self._idle.items()):
             if connection.idle_since < before or not connection.is_usable:
@@ -117,7 +123,7 @@ class Receivers:
     async def _exchange(
         self, webhook_id: UUID, destination: Destination, request: bytes, used: list[_Connection]
     ) -> int:
-        """Send a request and return the status; `used` gets each connection that is used for it."""
+        """Send a request and return the status. Each connection that is tried is added to `used`."""
         kept = self._take_idle(webhook_id, destination)
         while True:
             connection = kept or await self._connect(destination)
@@ -166,11 +172,8 @@ class Receivers:
 
 
 async def _look_up(host: str, port: int) -> list[Any]:
-    """Resolve a host in a thread of its own.
-
-    A resolver may take longer than the request is allowed to take. The event loop has few threads for look-ups, and
-    needs them for FCM's host too.
-    """
+    # Use a new thread: a look-up may take longer than the request may take. The event loop has only few threads for
+    # look-ups, and FCM's host needs them too.
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[Any]] = loop.create_future()
 

@@ -1,4 +1,4 @@
-"""What follows an attempt: the next event, another attempt later, or a pause."""
+"""The consequences of an attempt for its webhook: when the next attempt is due, or a pause."""
 
 import random
 from datetime import datetime, timedelta
@@ -7,22 +7,26 @@ from typing import Final
 from nexmdm.models import Webhook
 
 LONGEST_WAIT_SECONDS: Final = 3600
-"""The longest time between two attempts. The first wait is 2 s, and each further wait is twice as long as the previous.
-Up to a fifth of each wait is subtracted at random, so that retries spread out."""
+"""The longest time between two attempts. The first wait is 2 s. Each further wait is twice as long as the wait before
+it. A random part of each wait, up to a fifth, is subtracted, so that retries spread out.
+"""
 
 GIVES_UP_AFTER: Final = timedelta(hours=72)
-"""A failure pauses the webhook if this time has passed since the first failed attempt."""
+"""If all attempts of this time have failed, the next failed attempt pauses the webhook."""
 
 _MOST_DOUBLINGS: Final = 12
 
 
 def note_delivered(webhook: Webhook, now: datetime) -> None:
-    """Note that an event was acknowledged, or that an admin resumed or replayed the webhook or changed its URL."""
+    """Forget the failures of a webhook: the next attempt is due now. The caller must save the row."""
     webhook.tries, webhook.failing_since, webhook.next_attempt_at = 0, None, now
 
 
 def note_failed(webhook: Webhook, now: datetime, reason: str) -> str:
-    """Note a failed attempt. Return why the webhook must be paused now; empty if it must not be paused."""
+    """Note a failed attempt, and set when the next attempt is due. The caller must save the row.
+
+    Return the reason to pause the webhook now, or an empty text.
+    """
     webhook.tries += 1
     webhook.failing_since = webhook.failing_since or now
     longest = min(LONGEST_WAIT_SECONDS, 2 ** min(webhook.tries, _MOST_DOUBLINGS))

@@ -1,4 +1,6 @@
-"""One run of a webhook: a dispatcher's task reads pages of its events, and sends them one after the other."""
+"""A run: a dispatcher's task that serves one webhook. It reads pages of events and sends the events one after the
+other.
+"""
 
 import asyncio
 import time
@@ -18,14 +20,17 @@ from nexmdm.webhooks.messages import Message
 from nexmdm.webhooks.receivers import TIMEOUT_SECONDS, Receivers
 
 PAGE: Final = 200
-"""The most events that are read at a time."""
+"""The largest number of events on one page."""
 
 STORED_WITHIN_SECONDS: Final = 1.0
-"""How long a run sends before it stores its results, and reads the webhook and the tags of devices again."""
+"""The time in seconds for which a run sends events. After this time, it stores its results, and reads the webhook and
+the tags of devices again.
+"""
 
 BEGINS_WITHIN_SECONDS: Final = LEASE.total_seconds() - TIMEOUT_SECONDS - 5
-"""How long after the renewal of a lease a request may begin, in seconds. The rest of the lease is for the answer, and
-5 s of it are for storing the answer."""
+"""The time in seconds after the renewal of a lease within which a request may begin. The rest of the lease is for the
+answer, and 5 s for storing it.
+"""
 
 _UNSIGNED: Final = (
     "The SECRET_KEY from which the webhook's secret is derived is not configured any more. Rotate the secret, then "
@@ -38,9 +43,12 @@ _CURSOR_EXPIRED: Final = (
 
 
 class Page(NamedTuple):
-    """Events to send, and the place after them. With `is_last`, no event follows that a reader may see now.
+    """Events to send, and the place after them.
 
-    `read_at` is the time when the page was read: by the database's clock, and in monotonic time.
+    - `read_at` is when the page was read: by the database's clock, and in monotonic time.
+    - `is_last` is true if no readable event follows.
+    - `secrets` are the secrets that sign. They are empty if no secret is available.
+    - `obstacle` is the reason why nothing can be sent until an admin acts, or empty.
     """
 
     read_at: tuple[datetime, float]
@@ -52,25 +60,29 @@ class Page(NamedTuple):
 
     @property
     def now(self) -> datetime:
-        """The present time by the database's clock, computed from the time when the page was read."""
+        """The present time by the database's clock, computed from `read_at`."""
         moment, monotonic = self.read_at
         return moment + timedelta(seconds=time.monotonic() - monotonic)
 
 
 class Run:
-    """A webhook, as it was when it was last read, and the requests to its receiver."""
+    """A webhook as it was last read, and the requests to its receiver."""
 
     def __init__(
         self, webhook: Webhook, receivers: Receivers, stopping: asyncio.Event, cut_off: "asyncio.Future[None]"
     ) -> None:
-        """Serve a webhook whose lease this task has. `cut_off` ends a request in progress: it does not count."""
+        """The caller must have the lease of `webhook`.
+
+        After `stopping` is set, no request begins. When `cut_off` is done, a request in progress ends and does not
+        count.
+        """
         self.webhook = webhook
         self._receivers = receivers
         self._stopping = stopping
         self._cut_off = cut_off
 
     def read(self) -> Page:
-        """Read the next page. The page has no events if the webhook is paused or waits for a retry."""
+        """Read the next page. The page has no events if the webhook is paused or waits for its next attempt."""
         webhook, place = self.webhook, leases.cursor_of(self.webhook)
         now = database.now()
         read_at = now, time.monotonic()
@@ -89,7 +101,7 @@ class Run:
         return Page(read_at, found.events, found.next_cursor, is_last, secrets)
 
     async def send(self, page: Page, renewed_at: float) -> tuple[Results, bool]:
-        """Send the test that an admin asked for, then the page's events until an attempt fails.
+        """Send the test that an admin asked for, then the events of the page, until an attempt fails.
 
         Return the results, and whether the whole page was sent. `renewed_at` is when the lease was renewed (monotonic
         time).
@@ -116,7 +128,7 @@ class Run:
         return results, place == page.next_cursor
 
     async def _send_test(self, page: Page, attempts: list[Attempted]) -> bool:
-        """Send the test, if there is one, and add its attempt."""
+        """Send the test if there is one, and add its attempt to `attempts`. Return whether it was sent."""
         if self.webhook.test_id is None or self._stopping.is_set():
             return False
         message = messages.of_test(self.webhook.test_id, self.webhook.id)
@@ -128,7 +140,7 @@ class Run:
         return attempted is not None
 
     async def _attempt(self, message: Message, page: Page) -> Attempted | None:
-        """Send a message and return the attempt; None if it was cut off."""
+        """Send a message. Return the attempt, or None if it was cut off."""
         at = page.now
         timestamp = int(at.timestamp())
         headers = {

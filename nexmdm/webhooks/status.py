@@ -1,4 +1,4 @@
-"""The state of all webhooks together, for readiness, metrics and the site."""
+"""Figures about all webhooks together, for readiness, metrics and the admin site."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -21,12 +21,15 @@ _FIGURES: Final = """
 
 
 def readiness() -> str:
-    """Return `ok`, or how many webhooks are paused."""
+    """Return `ok`, or a text with the number of paused webhooks."""
     paused = Webhook.objects.filter(paused=True).count()
     return f"{paused} paused" if paused else "ok"
 
 
 def figures() -> Sequence[float]:
-    """Return the number of webhooks in each of STATES, and for how many seconds the oldest unsent event has waited."""
+    """Return the number of webhooks in each of STATES, and the seconds for which the oldest unsent event has waited.
+
+    Events of paused webhooks do not count as unsent.
+    """
     *counts, seconds = database.row(_FIGURES)
     return (*counts, float(seconds))

@@ -1,1 +1,1 @@
-"""The event feed's writing side: code that stores a fact appends the fact's event in the same transaction."""
+"""Writing of events. Code that stores a fact appends the fact's event in the same transaction."""

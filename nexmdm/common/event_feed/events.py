@@ -1,7 +1,7 @@
-"""Events: what happened to the fleet. Each event is written in the transaction that stores its fact.
+"""Functions that append events to the event feed. An event is written in the transaction that stores its fact.
 
-If the events of one statement differ only in their device, one row stores up to DEVICES_PER_ROW of them. So a command
-that is cancelled on 100,000 devices writes 100 rows. A reader gets one event for each device (nexmdm/events/feed.py).
+If the events of one statement differ only in their device, one row stores up to DEVICES_PER_ROW events. A command that
+is cancelled on 100,000 devices writes 100 rows. nexmdm/events/feed.py returns one event for each device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,15 +35,15 @@ class EventType(StrEnum):
 
 
 DEVICES_PER_ROW: Final = 1000
-"""The largest number of devices in one row: 16 kB of ids."""
+"""The largest number of devices in one row. The ids of these devices take 16 kB."""
 
 
 RFC3339: Final = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
-"""SQL: the format with which to_char() writes UTC times into the data of events."""
+"""SQL: the format for to_char(), with which UTC times are written into the data of events."""
 
 
 class Event(NamedTuple):
-    """An event to append. It must contain no secret and no push target."""
+    """An event that is not stored yet. It must contain no secret and no push target."""
 
     type: EventType
     device_id: UUID | None = None
@@ -62,20 +62,20 @@ APPEND: Final = """
 
 
 def parameters(events: Sequence[Event]) -> dict[str, str]:
-    """Return the parameters of APPEND."""
+    """Return the parameters of the statement APPEND."""
     return {"events": orjson.dumps([event._asdict() for event in events]).decode()}
 
 
 def append(*events: Event) -> None:
-    """Append events in the order given, in the caller's transaction."""
+    """Append events in this order. The caller must open the transaction."""
     database.execute(APPEND, parameters(events))
 
 
 def append_for_devices(devices: str, event_type: EventType, request_id: str, data: str) -> str:
-    """Return the INSERT that appends one event for each row of `devices`. Events with equal data share stored rows.
+    """Return an INSERT statement that appends one event for each row of `devices`.
 
-    All arguments except the type are SQL: `devices` names a table or query whose rows have `device_id`; `request_id`
-    and `data` are expressions on its columns.
+    All arguments except `event_type` are SQL. `devices` is a table or query whose rows have the column `device_id`.
+    `request_id` and `data` are expressions on the columns of `devices`.
     """
     return f"""
         INSERT INTO nexmdm_event (type, device_ids, request_id, data)

@@ -1,1 +1,1 @@
-"""HTTP requests of NexMDM to other services."""
+"""HTTP requests from NexMDM to other services."""

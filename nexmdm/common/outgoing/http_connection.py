@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection to another service, read by httptools.
+"""An HTTP/1.1 connection to another service.
 
-docs/decisions/0013-connections-to-fcm.md has the reason and the figures: aiohttp took half of the processor time of a
-push.
+docs/decisions/0013-connections-to-fcm.md explains why NexMDM has its own client: aiohttp took half of the processor
+time of a push.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ import httptools
 
 
 class NoResponse(ConnectionError):
-    """The connection ended before the response was complete, or what came is not an HTTP response."""
+    """The connection ended before a complete response came, or the received data are not one HTTP response."""
 
 
 class HttpResponse(NamedTuple):
-    """A complete response. Of its headers, only the text of Retry-After is kept; it is empty without this header."""
+    """A complete response. `retry_after` is the text of the header Retry-After, or empty without this header."""
 
     status: int
     retry_after: str
@@ -24,9 +24,10 @@ class HttpResponse(NamedTuple):
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection for one request at a time.
+    """A connection for one request at a time.
 
-    `connections` are all open connections; `most_bytes` is the longest response that is read.
+    This connection adds itself to `connections`, the set of all open connections. A response with more than
+    `most_bytes` bytes is an error.
     """
 
     def __init__(self, connections: "set[HttpConnection]", *, most_bytes: int) -> None:
@@ -39,11 +40,11 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def is_usable(self) -> bool:
-        """Whether a further request may be written on this connection."""
+        """Whether a further request may be sent on this connection."""
         return not self._transport.is_closing()
 
     async def exchange(self, request: bytes) -> HttpResponse:
-        """Write a request and return its response. Raises OSError. A cancelled exchange closes the connection."""
+        """Send a request and return its response. Raises OSError. A cancelled call closes the connection."""
         if not self.is_usable:
             raise NoResponse("the connection was closed")
         self._begin()
@@ -58,16 +59,16 @@ class HttpConnection(asyncio.Protocol):
             self._response = None
 
     def abort(self) -> None:
-        """Close the connection without waiting until all data are written."""
+        """Close the connection immediately. Data that are not sent yet are lost."""
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection among those that are open."""
+        """Add this connection to the open connections."""
         self._transport = cast("asyncio.Transport", transport)
         self._connections.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Complete a response that ends with its connection (RFC 9112, section 6.3); any other response has failed."""
+        """Complete a response whose body ends with the connection (RFC 9112, section 6.3). Any other response fails."""
         self._connections.discard(self)
         if self._is_whole_at_the_end and error is None:
             self._finish()
@@ -75,7 +76,7 @@ class HttpConnection(asyncio.Protocol):
             self._fail(error or NoResponse("the connection was closed"))
 
     def data_received(self, data: bytes) -> None:
-        """Read further data of the response."""
+        """Read more data of the response."""
         self._received += len(data)
         if self._response is None:
             self._fail(NoResponse("there was more than one response to a request"))
@@ -89,12 +90,12 @@ class HttpConnection(asyncio.Protocol):
                 self._overflow()
 
     def on_message_begin(self) -> None:
-        """Close the connection if a second response follows: the next request must not get it."""
+        """Close the connection if a second response follows, because the next request must not get this response."""
         if self._response is None or self._response.done():
             self._transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note the headers that matter."""
+        """Note the value of Retry-After, and whether the response has a length."""
         match name.lower():
             case b"retry-after":
                 self._retry_after = value.decode("latin-1")
@@ -102,7 +103,7 @@ class HttpConnection(asyncio.Protocol):
                 self._has_length = True
 
     def on_headers_complete(self) -> None:
-        """Note whether the body has no length, and so ends with the connection."""
+        """Note whether the body ends with the connection, because the response has no length."""
         self._is_whole_at_the_end = not self._has_length
 
     def on_body(self, part: bytes) -> None:
@@ -110,7 +111,7 @@ class HttpConnection(asyncio.Protocol):
         self._body.append(part)
 
     def on_message_complete(self) -> None:
-        """Deliver the response. Responses before the final one (100 to 199) are ignored (RFC 9110, section 15.2)."""
+        """Deliver the response. Responses with a status from 100 to 199 are ignored (RFC 9110, section 15.2)."""
         if self._parser.get_status_code() < 200:
             self._retry_after, self._has_length, self._is_whole_at_the_end = "", False, False
             return
@@ -119,7 +120,6 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def _overflow(self) -> None:
-        """End a response that is too long. A response that was already complete is kept."""
         self._fail(NoResponse("the response was too long"))
 
     def _begin(self) -> None:
@@ -143,7 +143,9 @@ class HttpConnection(asyncio.Protocol):
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return the TLS settings of our requests: certificates and names are verified, and the protocol is HTTP/1.1."""
+    """Return the TLS settings for requests of NexMDM: certificates and host names are verified. The protocol is
+    HTTP/1.1.
+    """
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -1,1 +1,1 @@
-"""Protection of other work from expensive work: gates, hashing threads, shared look-ups."""
+"""Limits on expensive work, so that other work does not wait for it: gates, threads for hashing, shared look-ups."""

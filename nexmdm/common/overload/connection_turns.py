@@ -1,4 +1,4 @@
-"""Permissions (turns) to use a connection of the process's pool. Some of them are reserved for signed calls."""
+"""Turns: permissions to use a connection of the process's pool. Some turns are reserved for signed calls."""
 
 import asyncio
 import time
@@ -10,19 +10,20 @@ from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.overload.per_loop import PerLoop
 
 RESERVED_CONNECTIONS: Final = 4
-"""Reserved for four kinds of work, each of which a process does one at a time: flushes of heartbeats (in a dispatcher:
-claims), flushes of reports, flushes of small commands, and the check whether the process is ready.
+"""Connections that are kept for four kinds of work: flushes of heartbeats, flushes of reports, flushes of small
+commands, and the check whether the process is ready. In a dispatcher, claims replace the flushes of heartbeats. A
+process does each kind of work one at a time.
 """
 
 SIGNED_TURNS: Final = 1
-"""Turns that are reserved for other signed calls, whatever phones, the admin site and anonymous clients send."""
+"""The number of turns that only signed calls may use."""
 
 LEAST_WORK_SECONDS: Final = 1
-"""The time that work must still have after its wait. With less time, the work would begin but not end in time."""
+"""The time that must be left for work after its wait. With less time, the work would begin but not end in time."""
 
 
 def unsigned() -> int:
-    """Return how many turns there are for work that does not belong to a signed call."""
+    """Return the number of turns for work that does not belong to a signed call."""
     return max(1, _shared() - SIGNED_TURNS)
 
 
@@ -31,9 +32,9 @@ def _shared() -> int:
 
 
 class Turns:
-    """The turns of one event loop. acquire() and release() are for work that does not belong to a signed call.
+    """The turns of one event loop.
 
-    `ends_at` is the deadline of the work, in monotonic time. Raises GateFull if there is no turn in time.
+    `ends_at` is the deadline of the work in monotonic time. The functions raise GateFull if no turn is free in time.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Turns:
         self._unsigned = asyncio.Semaphore(unsigned())
 
     async def acquire(self, ends_at: float) -> None:
-        """Wait for a turn."""
+        """Wait for a turn for work that does not belong to a signed call. Raises GateFull."""
         turn_ends_at = ends_at - LEAST_WORK_SECONDS
         await _take(self._unsigned, turn_ends_at)
         try:
@@ -51,16 +52,16 @@ class Turns:
             raise
 
     def release(self) -> None:
-        """Free the turn."""
+        """Give back the turn from acquire()."""
         self._shared.release()
         self._unsigned.release()
 
     async def acquire_signed(self, ends_at: float, *, least: float = LEAST_WORK_SECONDS) -> None:
-        """Wait for a signed call's turn, with at least `least` seconds left for the work."""
+        """Wait for a turn for a signed call. At least `least` seconds must be left for the work. Raises GateFull."""
         await _take(self._shared, ends_at - least)
 
     def release_signed(self) -> None:
-        """Free a signed call's turn."""
+        """Give back the turn from acquire_signed()."""
         self._shared.release()
 
 
@@ -79,5 +80,5 @@ _turns: Final = PerLoop(Turns)
 
 
 def of_loop() -> Turns:
-    """Return the running loop's turns, for code that uses a connection without run_in_db_thread()."""
+    """Return the turns of the running loop. Code that uses a connection without run_in_db_thread() needs a turn."""
     return _turns.get()

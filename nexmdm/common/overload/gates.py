@@ -1,6 +1,6 @@
-"""Gates in front of expensive work: limits on how much work runs, how much waits, and for how long; also for each key.
+"""Gates: limits on expensive work. A gate limits how much work runs, how much work waits, and how long it waits.
 
-A gate belongs to the event loop of the requests, and is used only there.
+The limits apply to all work of the gate and to each key. Use a gate only on an event loop.
 """
 
 import asyncio
@@ -35,7 +35,9 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _State:
-    """The numbers of running and waiting pieces of work, by key, and the waiting pieces in their order."""
+    """The running and the waiting work of a gate on one event loop: numbers for each key, and the waiting work in
+    order.
+    """
 
     under_way: Counter[Hashable] = field(default_factory=Counter)
     waiting: Counter[Hashable] = field(default_factory=Counter)
@@ -43,10 +45,10 @@ class _State:
 
 
 class Gate:
-    """Lets `at_once` pieces of work run, and `waiting` more wait for at most `seconds`; refuses further pieces.
+    """Lets `at_once` pieces of work run and `waiting` more pieces wait, for at most `seconds`. Refuses more work.
 
-    With one key, at most `at_once_per_key` run and `waiting_per_key` wait. Work of other keys overtakes work whose key
-    has reached its limit.
+    Of the work with one key, at most `at_once_per_key` pieces run and `waiting_per_key` pieces wait. Work of another
+    key may overtake work whose key has reached its limit. `name` is the label of the gate in the metrics.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self, key: Hashable) -> AsyncIterator[bool]:
-        """Run the block when the gate lets it in; yield whether it had to wait. Raises GateFull."""
+        """Run the block when the gate lets it in. The value is whether the block had to wait. Raises GateFull."""
         waited = await self.enter(key)
         try:
             yield waited
@@ -76,9 +78,10 @@ class Gate:
             self.leave(key)
 
     async def enter(self, key: Hashable, *, again: bool = False) -> bool:
-        """Return when the gate lets this work in, and whether it had to wait; leave() must follow. Raises GateFull.
+        """Wait until the gate lets this work in. Return whether the work had to wait. Raises GateFull.
 
-        Work that comes `again` had left the gate for a while: it waits in front of all other work.
+        The caller must call leave() afterwards. Set `again` for work that left the gate for a while and comes back:
+        such work waits in front of all other work.
         """
         state = self._states.get()
         if self._has_room(state, key):
@@ -92,14 +95,14 @@ class Gate:
         return True
 
     def check(self, key: Hashable) -> None:
-        """Raise GateFull if the gate would refuse such work now, before any work is done for it."""
+        """Raise GateFull if the gate would refuse work with this key now."""
         state = self._states.get()
         if not self._has_room(state, key) and not self._may_wait(state, key):
             self._refused_metric.inc()
             raise GateFull
 
     def leave(self, key: Hashable) -> None:
-        """Leave the gate, and let in the first work that waits."""
+        """End the turn of a piece of work, and let in the first waiting work that may run."""
         state = self._states.get()
         state.under_way[key] -= 1
         if not state.under_way[key]:

@@ -1,4 +1,4 @@
-"""Threads for hashes that are slow on purpose (bcrypt, PBKDF2), at a lower priority than everything else."""
+"""Threads with a low priority, for hashes that are slow on purpose (bcrypt, PBKDF2)."""
 
 import os
 import sys
@@ -8,28 +8,27 @@ from contextlib import suppress
 from typing import Final
 
 NICENESS: Final = 5
-"""Added to the process's own niceness: if the event loop needs the same processor, a hash gets a quarter of it."""
+"""A number that is added to the niceness of the process. A hash then gets about a quarter of a processor that the event
+loop needs too.
+"""
 
 _NICEST: Final = 19
 
 
 def threads(name: str, count: int) -> ThreadPoolExecutor:
-    """Return a pool of threads for functions that release the GIL for most of their time."""
+    """Return a pool of `count` threads with a low priority. Its functions must release the GIL most of the time."""
     return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_lower_priority)
 
 
 def cores() -> int:
-    """Return how many processors this process may run on."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _lower_priority() -> None:
-    """Lower the priority of this thread.
-
-    Only Linux has a priority for each thread. There, setpriority() also accepts a thread's id.
-    """
     if sys.platform != "linux":
         return
+    # On Linux, each thread has a priority, and setpriority() also accepts the id of a thread.
     niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + NICENESS
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(niceness, _NICEST))

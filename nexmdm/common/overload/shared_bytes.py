@@ -1,16 +1,16 @@
-"""A limit on the bytes that are kept for clients without a valid credential: in total, and for each address."""
+"""A limit on the memory for clients without a valid credential: in total and for each address."""
 
 from typing import Final
 
 PART: Final = 4
-"""One address gets at most a quarter (1 / PART) of the bytes, so only several addresses together can take all of them.
-"""
+"""One address may use at most a quarter (1 / PART) of the bytes."""
 
 
 class SharedBytes:
-    """Counts the bytes that each address uses; the names of addresses are those of addresses.counting_key().
+    """Counts the bytes that each address uses. `total` is the limit for all addresses together.
 
-    The empty name counts in total only: clients of a Unix socket or behind a trusted proxy have it.
+    `name` is the addresses.counting_key() of an address. An empty name counts only in total. Clients of a Unix socket
+    and clients behind a trusted proxy have an empty name.
     """
 
     def __init__(self, total: int) -> None:
@@ -19,13 +19,13 @@ class SharedBytes:
         self._by_name: dict[str, int] = {}
 
     def fit(self, name: str, more: int) -> bool:
-        """Return whether this number of further bytes is within both limits."""
+        """Return whether `more` further bytes are within the limit of the address and the total limit."""
         if self.taken + more > self.total:
             return False
         return not name or self._by_name.get(name, 0) + more <= self.total // PART
 
     def change(self, name: str, by: int) -> None:
-        """Take this number of bytes; a negative number gives bytes back."""
+        """Count `by` more bytes for an address. A negative number gives bytes back."""
         if not by:
             return
         self.taken += by

@@ -1,4 +1,4 @@
-"""A look-up that any client may request without a credential: each process runs one at a time, for all clients."""
+"""A look-up that any client may cause without a credential. All clients of a process share one run of the look-up."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class SharedLookup(Generic[T]):
-    """Runs one look-up for all clients that ask while it runs, and keeps its outcome or error for `fresh_seconds`."""
+    """Runs `look` once for all clients that ask during the run. Its outcome or error is kept for `fresh_seconds`."""
 
     def __init__(self, look: Callable[[], Awaitable[T]], *, fresh_seconds: float = 0) -> None:
         self._look = look
@@ -17,10 +17,10 @@ class SharedLookup(Generic[T]):
         self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, _Run[T]] = WeakKeyDictionary()
 
     async def outcome(self, within_seconds: float | None = None) -> T:
-        """Return the outcome, or raise the look-up's error.
+        """Return the outcome of the look-up, or raise its error.
 
-        Raises TimeoutError if the look-up has run for longer than `within_seconds`. The look-up continues, and no
-        other one begins before its end.
+        Raises TimeoutError if the look-up has run for longer than `within_seconds`. The look-up then continues. No
+        second look-up begins before it ends.
         """
         loop = asyncio.get_running_loop()
         run = self._running.get(loop)
@@ -51,5 +51,5 @@ class _Run(Generic[T]):
             task.exception()  # Every waiting caller gets the error. If no caller waits, asyncio must not report it.
 
     def is_over(self, before: float) -> bool:
-        """Return whether the run ended before this moment."""
+        """Return whether the run ended at or before the time `before`."""
         return self._ended is not None and self._ended <= before

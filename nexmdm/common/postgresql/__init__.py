@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend, extended for poolers, demoted primaries and servers that vanish without a message."""
+"""NexMDM's database backend: Django's PostgreSQL backend with deadlines and with support of poolers."""

@@ -1,4 +1,4 @@
-"""Django's database backend (named in DATABASES as ENGINE, where Django looks for this module)."""
+"""The database backend that the setting DATABASES names. Django requires the module name `base`."""
 
 from typing import Any, Final
 
@@ -14,17 +14,22 @@ from nexmdm.common.postgresql.errors import NO_ANSWER, NoConnection, Unreachable
 
 _NO_CONNECTION: Final = "No connection became free in time: all are in use, or PostgreSQL does not answer."
 _BRIEF_SECONDS: Final = 2 * settings.POOL_RECONNECT_SECONDS
-"""The longest wait for a connection after a failed attempt to connect: long enough for the pool to try again."""
+"""The longest wait for a connection after a failed attempt to connect. The pool tries again within this time."""
 
 _HELD_OFF: Final = "The database could not be reached a moment ago."
 _TOO_LATE: Final = "The time limit of this work ended before it had a connection."
 
 
 class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its package is not typed.
-    """The backend of django-prometheus. Its errors say why there is no connection, and each wait has a limit."""
+    """The backend of django-prometheus, with a limit for each wait. Its errors name the reason why there is no
+    connection.
+    """
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Take a connection from the pool, or make a new one. Raises Unreachable (with the reason) and NoConnection."""
+        """Take a connection from the pool, or create a connection if there is no pool.
+
+        Raises Unreachable with the reason, or NoConnection if no connection is free in time.
+        """
         self.isolation_level = IsolationLevel.READ_COMMITTED
         if self.pool is None:
             return Connection.connect(**conn_params)
@@ -52,7 +57,7 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its packag
                 return self.pool.getconn(seconds)
         except PoolTimeout as error:
             if deadline.times_missed() > missed:
-                # A connection of the pool did not answer: the others are probably dead too.
+                # A connection of the pool did not answer. Probably none of its connections works.
                 self.pool.drain()
                 reason: str | None = NO_ANSWER
             else:
@@ -62,12 +67,12 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its packag
             outage.hold_off()
             raise Unreachable(reason) from error
 
+    # Set nothing here: the settings of each session or transaction contain the time zone.
     def _configure_timezone(self, connection: Any) -> bool:  # noqa: ARG002
-        """Set nothing: the time zone is among the settings of each session or transaction."""
         return False
 
     def create_cursor(self, name: str | None = None) -> Any:
-        """Create a cursor. Behind a pooler, a server-side cursor lives no longer than a transaction."""
+        """Create a cursor. Through a pooler, a server-side cursor outside a transaction becomes an ordinary cursor."""
         if name and self.connection.autocommit and self.connection.first_statements:
             name = None
         return super().create_cursor(name)

@@ -1,8 +1,8 @@
-"""One connection to PostgreSQL: each of its waits has a deadline, and its settings also apply through a pooler.
+"""A connection to PostgreSQL with a deadline for each wait. Its settings also apply through a pooler.
 
-A pooler in transaction mode gives each transaction any free session. It refuses options at the start, or drops them. A
-setting of a session is lost, or goes to another client. So each transaction gets its settings again, in the same
-message as its first statement.
+A pooler in transaction mode gives each transaction any free session. It refuses or drops the options with which a
+session starts. If a client sets a parameter of its session, the parameter is lost or reaches another client. So each
+transaction sets the parameters again, in the message of its first statement.
 """
 
 import re
@@ -24,7 +24,7 @@ _BEGIN_SECONDS: Final = 5
 """The longest time for the first query on a new connection."""
 
 _SPARE_SECONDS: Final = 1
-"""The time that an answer may take beyond PostgreSQL's own limit for a statement."""
+"""The time that this process waits for an answer beyond PostgreSQL's own limit for a statement."""
 
 _REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
 """The messages with which PgBouncer, Neon and RDS Proxy refuse options."""
@@ -33,23 +33,26 @@ _NEVER_IN_A_TRANSACTION: Final = re.compile(
     r"\s*(?:VACUUM|(?:CREATE|DROP) DATABASE|(?:CREATE|DROP|REINDEX)\b[^;]*\bCONCURRENTLY)\b", re.IGNORECASE
 )
 _SYNC_REP_WAIT: Final = "SyncRepWaitForLSN"
-"""PostgreSQL's function that warns of a commit whose wait for the standby was ended. (Its text may be translated.)"""
+"""PostgreSQL's function that warns of a commit which did not wait for the synchronous standby.
+
+Compare the name of the function, because the text of the warning may be translated.
+"""
 
 
 class Connection(psycopg.Connection[Any]):
     """A psycopg connection with a deadline."""
 
     first_statements: tuple[str, ...] = ()
-    """The statements with which each transaction begins; empty if the session has its settings."""
+    """The statements with which each transaction must begin. The tuple is empty if the session has all settings."""
 
     _begins = False
 
     _unreplicated: Sequence[str] = ()
-    """Warnings of commits that may not be on the standby."""
+    """The warnings of commits that may not be on the synchronous standby."""
 
     @classmethod
     def connect(cls, conninfo: str = "", **parameters: Any) -> Self:
-        """Connect. Raises psycopg.OperationalError."""
+        """Open a connection. Raises psycopg.OperationalError."""
         try:
             connection = cls._open(conninfo, parameters)
         except psycopg.OperationalError as error:
@@ -70,7 +73,7 @@ class Connection(psycopg.Connection[Any]):
         return super().connect(conninfo, **parameters | {"options": others})
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
-        """Wait as psycopg does, but no longer than this thread's deadline. Raises NoAnswer, NotReplicated."""
+        """Wait as psycopg does, but not beyond this thread's deadline. Raises NoAnswer, NotReplicated."""
         left = deadline.seconds_left()
         if left is None or (timeout is not None and timeout < left):
             answer = super().wait(gen, interval, timeout)
@@ -79,8 +82,8 @@ class Connection(psycopg.Connection[Any]):
             try:
                 answer = super().wait(gen, interval, min(left, longest))
             except _WaitTimeout:
-                # Do not cancel the statement: PostgreSQL would end the wait of a commit for its standby, and report the
-                # commit as done.
+                # Do not cancel the statement. If it is a commit that waits for its standby, PostgreSQL would end this
+                # wait and report the commit as done.
                 self.pgconn.finish()
                 deadline.note_missed()
                 raise NoAnswer(is_silent=left >= settings.STATEMENT_TIMEOUT_SECONDS) from None
@@ -91,12 +94,14 @@ class Connection(psycopg.Connection[Any]):
         return answer
 
     def begin_statements(self) -> tuple[str, ...]:
-        """Return BEGIN and the settings: the statements that begin a transaction of more than one message."""
+        """Return BEGIN and the settings, with which a transaction of several messages begins."""
         return (self._get_tx_start_command().decode(), *self.first_statements)
 
     @contextmanager
     def beginning_by_itself(self) -> Iterator[None]:
-        """Let the statement in the block begin its transaction: psycopg would send a separate message with BEGIN."""
+        """Let the statement in the block begin its transaction. Without this, psycopg sends BEGIN in a separate
+        message.
+        """
         self._begins = True
         try:
             yield
@@ -124,11 +129,10 @@ class Connection(psycopg.Connection[Any]):
             self.execute("RESET ALL")
 
     def settings_of_session(self) -> Mapping[str, str]:
-        """Return the settings of the URL and of NexMDM for each session or transaction."""
+        """Return the settings from the URL and from NexMDM that each session or transaction gets."""
         return self._settings
 
     def _begin(self, options: str) -> None:
-        """Find out whether the session accepted our options."""
         unreplicated: list[str] = []
         self._unreplicated = unreplicated
 
@@ -141,6 +145,7 @@ class Connection(psycopg.Connection[Any]):
         self._changed: dict[str, str] = {}
         if session.MARK not in self._settings:
             return
+        # The session has the mark only if the server or pooler has accepted our options.
         with deadline.within(_BEGIN_SECONDS):
             marked = self.execute("SELECT current_setting(%s, true)", [session.MARK]).fetchone()
             if marked is None or marked[0] != self._settings[session.MARK]:
@@ -149,21 +154,18 @@ class Connection(psycopg.Connection[Any]):
                 self.commit()
 
     def _set_per_transaction(self) -> None:
-        """Give each transaction our settings.
-
-        Set the date style once more for the session: psycopg reads results after the transaction, with the date style
-        that the server reports then. (Poolers keep the date style for each client, like the client's encoding.)
-        """
+        # Set the date style for the session too: psycopg reads results after the transaction, with the date style that
+        # the server reports then. (Poolers keep the date style and the encoding for each client.)
         if not (self.info.parameter_status("DateStyle") or "").startswith("ISO"):
             self.execute("SET datestyle = ISO")
         self.first_statements = tuple(session.statements(self._settings))
 
 
 class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
-    """Django's cursor, which begins each transaction in the message of its first statement."""
+    """Django's cursor. It sends the statements that begin a transaction in the message of the first statement."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
-        """Execute the query. The first result is that of the query."""
+        """Execute the query. The first result of the cursor is the result of the query."""
         connection = self.connection
         begins = self._beginning() if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE else ()
         if not begins:
@@ -178,7 +180,6 @@ class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
         return self
 
     def _beginning(self) -> tuple[str, ...]:
-        """Return the statements that must precede the first query of a transaction, in the same message."""
         connection = self.connection
         if not isinstance(connection, Connection):
             return ()

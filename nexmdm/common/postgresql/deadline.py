@@ -1,4 +1,4 @@
-"""The deadline of a thread's work: each wait for PostgreSQL in this thread ends at the deadline."""
+"""The deadline of a thread. Each wait for PostgreSQL in this thread ends at the deadline."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ _work = _Work()
 
 @contextmanager
 def until(ends_at: float) -> Iterator[None]:
-    """End all waits in this thread at that time (monotonic time), or earlier if an earlier deadline is set already."""
+    """End all waits of this thread at `ends_at` (monotonic time). An earlier deadline that is already set stays."""
     before = _work.ends_at
     _work.ends_at = min(before, ends_at)
     try:
@@ -30,12 +30,14 @@ def until(ends_at: float) -> Iterator[None]:
 
 
 def within(seconds: float) -> AbstractContextManager[None]:
-    """End all waits in this thread within this number of seconds."""
+    """End all waits of this thread within this number of seconds."""
     return until(time.monotonic() + seconds)
 
 
 def seconds_left() -> float | None:
-    """Return how many seconds this thread may still wait (at least 0), or None if there is no limit."""
+    """Return how many seconds this thread may still wait, or None if there is no deadline. The number is never
+    negative.
+    """
     return None if _work.ends_at == inf else max(0.0, _work.ends_at - time.monotonic())
 
 
@@ -45,7 +47,7 @@ def note_answered() -> None:
 
 
 def times_answered() -> int:
-    """Return how many waits got an answer."""
+    """Return how many waits of this thread got an answer."""
     return _work.answered
 
 
@@ -55,5 +57,5 @@ def note_missed() -> None:
 
 
 def times_missed() -> int:
-    """Return how many waits ended without an answer."""
+    """Return how many waits of this thread ended without an answer."""
     return _work.missed

@@ -1,4 +1,6 @@
-"""Connections to PostgreSQL itself: by DIRECT_DATABASE_URL, if DATABASE_URL is a pooler's."""
+"""Connections to PostgreSQL without a pooler. DIRECT_DATABASE_URL is PostgreSQL's URL if DATABASE_URL is a pooler's
+URL.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,14 +17,15 @@ _DJANGOS_OPTIONS: Final = ("pool", "cursor_factory")
 
 
 def parameters() -> dict[str, Any]:
-    """Return psycopg's arguments for a connection outside the pool (LISTEN)."""
+    """Return psycopg's arguments for a connection outside the pool, for example for LISTEN."""
     return _parameters(settings.DIRECT_DATABASE or settings.DATABASES["default"])
 
 
 def why_unreachable() -> str | None:
-    """Return in one line why DATABASE_URL, or DIRECT_DATABASE_URL, cannot be reached; None if both can.
+    """Return why one of the database URLs cannot be reached, in one line; None if all can be reached.
 
-    The pool would hide the reason.
+    The URLs are DATABASE_URL and DIRECT_DATABASE_URL. Use this function because the errors of the pool do not contain
+    the reason.
     """
     for name, database in (("DIRECT_DATABASE_URL", settings.DIRECT_DATABASE), ("", settings.DATABASES["default"])):
         if database is None:
@@ -37,7 +40,7 @@ def why_unreachable() -> str | None:
 
 @contextmanager
 def directly(using: str) -> Iterator[None]:
-    """Let Django's connection lead to PostgreSQL itself within the block."""
+    """Within the block, let Django use PostgreSQL without a pooler. Without DIRECT_DATABASE_URL, nothing changes."""
     connection: Any = connections[using]
     pooled = connection.settings_dict
     if settings.DIRECT_DATABASE is None:

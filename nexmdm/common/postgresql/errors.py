@@ -1,4 +1,4 @@
-"""The meaning of an error of PostgreSQL, of the network to it, or of a pooler in front of it."""
+"""The meaning of errors from PostgreSQL, from the network or from a pooler."""
 
 from enum import StrEnum
 from typing import Final
@@ -8,7 +8,12 @@ from django.db import Error, InterfaceError, OperationalError
 
 
 class Meaning(StrEnum):
-    """The reaction to an error: try again later; try again immediately; find the fault in NexMDM."""
+    """How the caller must react to an error.
+
+    - UNAVAILABLE: the database does not work; try again later.
+    - CONTENDED: two transactions disturbed each other; try again immediately.
+    - OURS: the error is a fault of NexMDM.
+    """
 
     UNAVAILABLE = "unavailable"
     CONTENDED = "contended"
@@ -19,9 +24,10 @@ NO_ANSWER: Final = "PostgreSQL did not answer in time; the connection was closed
 
 
 class NoAnswer(psycopg.OperationalError):
-    """PostgreSQL did not answer by the work's deadline. The connection was closed; the statement was not cancelled.
+    """PostgreSQL did not answer by the deadline. The connection was closed, and the statement was not cancelled.
 
-    `is_silent`: the wait was at least as long as the `statement_timeout`, so PostgreSQL probably cannot be reached.
+    `is_silent` is true if the wait was at least as long as the `statement_timeout`. PostgreSQL then probably cannot be
+    reached.
     """
 
     def __init__(self, *, is_silent: bool) -> None:
@@ -30,37 +36,41 @@ class NoAnswer(psycopg.OperationalError):
 
 
 class NotReplicated(psycopg.OperationalError):
-    """A commit may not be on the synchronous standby: it counts as failed."""
+    """A commit may not be on the synchronous standby. The commit counts as failed."""
 
 
 class NoConnection(psycopg.OperationalError):
-    """There was no connection in time: perhaps all connections of the pool are in use."""
+    """There was no connection in time. For example, all connections of the pool are in use."""
 
 
 class Unreachable(NoConnection):
-    """No connection could be made; the text is the reason."""
+    """No connection could be made. The text contains the reason."""
 
 
 _ABOUT_DATA: Final = ("22", "23")
-"""The classes of SQLSTATE whose messages may show values: data exceptions and broken constraints."""
+"""The classes of SQLSTATE whose messages may contain stored values: data exceptions and violated constraints."""
 
 _CONTENDED: Final = ("40001", "40P01")
-"""A serialization failure, a deadlock."""
+"""A serialization failure, and a deadlock."""
 
 _READ_ONLY: Final = "25006"
 _UNAVAILABLE: Final = ("25P03", "25P04", "55P03", _READ_ONLY)
-"""A transaction that was idle or took too long, a lock that was not free in time, a server that accepts no writes."""
+"""A transaction that was idle or ran for too long, a lock that was not free in time, and a server that accepts no
+writes.
+"""
 
 _ENDS_CONNECTION: Final = ("FATAL", "PANIC")
 
 _UNAVAILABLE_CLASSES: Final = ("08", "53", "57", "58")
-"""Connections, resources (the disk, memory, connections), interventions (stop, start, time-outs), the system."""
+"""Failed connections; missing resources (disk, memory, connections); interventions (stop, start, time-out); system
+errors.
+"""
 
 
 def meaning_of(error: BaseException) -> Meaning:
     """Return the meaning of an error of psycopg, or of an error of Django that psycopg caused.
 
-    (SQLSTATE: PostgreSQL's documentation, "PostgreSQL Error Codes".)
+    The codes of SQLSTATE are in PostgreSQL's documentation, "PostgreSQL Error Codes".
     """
     cause = error if isinstance(error, psycopg.Error) else error.__cause__
     code = cause.sqlstate if isinstance(cause, psycopg.Error) else None
@@ -76,7 +86,7 @@ def meaning_of(error: BaseException) -> Meaning:
 
 
 def is_of_server(error: Error) -> bool:
-    """Return whether an error affects all connections to its server: it accepts no writes, or does not answer."""
+    """Return whether an error affects all connections: the server accepts no writes or does not answer."""
     cause = error.__cause__
     return (isinstance(cause, NoAnswer) and cause.is_silent) or is_read_only(error)
 
@@ -88,9 +98,9 @@ def is_read_only(error: Error) -> bool:
 
 
 def safe_message(error: BaseException) -> str:
-    """Return the text of an error without secrets. If PostgreSQL refused data, the text names the rule, not the data.
+    """Return the text of an error without secrets.
 
-    (PostgreSQL's own text continues with "Failing row contains …".)
+    If PostgreSQL refused data, the text contains the SQLSTATE and the table, column and constraint, but not the data.
     """
     cause = error if isinstance(error, psycopg.Error) else error.__cause__
     if not isinstance(error, Error | psycopg.Error) or not isinstance(cause, psycopg.Error):

@@ -1,4 +1,4 @@
-"""An outage of the database, as this process sees it: logged once with its reason, and once at its end."""
+"""Outages of the database, as this process sees them. The log gets each reason once, and one line at the end."""
 
 import threading
 import time
@@ -10,14 +10,15 @@ import structlog
 log = structlog.get_logger()
 
 CALM_SECONDS: Final = 5
-"""The seconds after the last failure until an outage is over. (During an outage, some work may succeed: a full disk can
-be read.)"""
+"""An outage is over if no work has failed for this number of seconds. Some work may succeed during an outage. For
+example, a server with a full disk can still read.
+"""
 
 HELD_OFF_SECONDS: Final = 0.5
-"""The seconds after a failed attempt to connect in which no work waits for a connection, so that work fails quickly."""
+"""After hold_off(), no work waits for a connection for this number of seconds. Such work fails immediately."""
 
 VAGUE_SECONDS: Final = 6
-"""The time that libpq may take to give a reason: as long as an attempt to connect (5 s)."""
+"""A vague reason is logged only if no better reason came within this time. An attempt to connect takes up to 5 s."""
 
 _RECENT_SECONDS: Final = 10
 _MOST_REASONS: Final = 8
@@ -32,7 +33,7 @@ class _Outage:
 
 
 class _Refusal:
-    """The latest failed attempt to connect: the pool connects in another thread, and does not report the reason."""
+    """The latest failed attempt to connect. The pool connects in another thread, and does not report the reason."""
 
     reason = ""
     at = float("-inf")
@@ -45,25 +46,25 @@ _present: list[_Outage] = []
 
 
 def note_no_connection(reason: str) -> None:
-    """Store why a connection could not be made."""
+    """Store why an attempt to connect failed."""
     _refusal.reason, _refusal.at = reason, time.monotonic()
 
 
 def why_no_connection() -> str | None:
-    """Return the reason of the latest failed attempt to connect, in one line."""
+    """Return why the latest attempt to connect failed, in one line; None if there was no failure in the last 10 s."""
     if time.monotonic() - _refusal.at > _RECENT_SECONDS:
         return None
     return f"The database cannot be reached: {' '.join(_refusal.reason.split())}"
 
 
 def note_connection() -> None:
-    """Record that a connection was made: the stored reason no longer applies."""
+    """Note that an attempt to connect succeeded. The stored reason is deleted."""
     if _refusal.reason:
         _refusal.reason, _refusal.at = "", float("-inf")
 
 
 def is_present() -> bool:
-    """Return whether an outage is known."""
+    """Return whether there is an outage now."""
     return bool(_present)
 
 
@@ -73,12 +74,16 @@ def hold_off() -> None:
 
 
 def is_held_off() -> bool:
-    """Return whether work must fail immediately instead of waiting for a connection."""
+    """Return whether work must fail immediately and not wait for a connection."""
     return time.monotonic() < _refusal.held_off_until
 
 
 def note_failure(reason: str, *, vague: bool = False) -> None:
-    """Record that work on the database failed. Log a new reason, but a vague one only if no better one follows."""
+    """Note that work on the database failed, and log a new reason.
+
+    Set `vague` if the reason does not name the cause. A vague reason is logged only if VAGUE_SECONDS have passed
+    without a better reason.
+    """
     now = time.monotonic()
     with _lock:
         if not _present:
@@ -95,7 +100,7 @@ def note_failure(reason: str, *, vague: bool = False) -> None:
 
 
 def note_success() -> None:
-    """Record that work on the database succeeded; this may be the end of an outage."""
+    """Note that work on the database succeeded. If CALM_SECONDS have passed since the last failure, the outage ends."""
     if not _present:
         return
     _refusal.held_off_until = float("-inf")
@@ -108,7 +113,7 @@ def note_success() -> None:
 
 
 def forget() -> None:
-    """Delete the state, as after a start of the process."""
+    """Delete all state of this module."""
     with _lock:
         _present.clear()
     _refusal.reason, _refusal.at, _refusal.held_off_until = "", float("-inf"), float("-inf")

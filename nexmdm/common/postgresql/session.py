@@ -1,27 +1,30 @@
-"""The settings of a session (libpq's `options`), for servers that accept them at the start and poolers that do not."""
+"""The settings of a session, which libpq calls `options`: parsed, and written as statements for a transaction.
+
+PostgreSQL accepts these settings at the start of a session. Poolers do not.
+"""
 
 import re
 from collections.abc import Mapping
 from typing import Final
 
 MARK: Final = "nexmdm.session"
-"""A setting without a meaning. If a session has it, the server or pooler has accepted all of our options."""
+"""A setting without an effect. If a session has this setting, the server or pooler has accepted all options."""
 
 ISOLATION: Final = "default_transaction_isolation"
 _OF_SOCKETS: Final = "tcp_"
-"""The settings of a network connection, which belong to the pooler."""
+"""The beginning of the names of settings for network connections. A pooler has its own network connections."""
 
 _LISTS_OF_NAMES: Final = ("search_path", "temp_tablespaces")
-"""Settings whose values are lists: each part is quoted separately."""
+"""Settings whose values are lists. Each part of a list must be quoted separately."""
 
 _WORD: Final = re.compile(r"(?:\\.|\S)+")
 _SETTING: Final = re.compile(r"(?:-c|--)([A-Za-z_][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 
 
 def parse(options: str) -> tuple[dict[str, str], str]:
-    """Split libpq's options into their settings, and the rest.
+    """Return the settings in libpq's options, and the rest of the options.
 
-    If a setting occurs more than once, its last value counts. (The rest, such as Neon's `endpoint=…`, is for a proxy.)
+    If a setting occurs several times, its last value counts. The rest, such as Neon's `endpoint=…`, is for a proxy.
     """
     settings: dict[str, str] = {}
     others = []
@@ -34,10 +37,8 @@ def parse(options: str) -> tuple[dict[str, str], str]:
 
 
 def statements(settings: Mapping[str, str]) -> list[str]:
-    """Return the statements that give one transaction these settings. Run them before its first statement.
-
-    They use SET, because set_config() is a query: after a query, a transaction cannot get another isolation level.
-    """
+    """Return the statements that give one transaction these settings. They must come before all other statements."""
+    # Do not use set_config(): it is a query, and after a query the isolation level can no longer be set.
     given = {name: value for name, value in settings.items() if name != MARK and not name.startswith(_OF_SOCKETS)}
     isolation = given.pop(ISOLATION, "read committed")
     locals_ = [f"SET LOCAL {name} = {_literal(name, value)}" for name, value in given.items()]

@@ -1,1 +1,1 @@
-"""Base classes of the read-only admin pages: keyset lists, filters, CSV export."""
+"""Base classes of the read-only admin pages: lists, filters and CSV export."""

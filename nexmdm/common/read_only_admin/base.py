@@ -1,8 +1,7 @@
-"""The base of the admin site's pages: read-only, newest rows first, and equally fast with a million rows and a hundred.
+"""Base classes of the admin site's pages. All pages are read-only, and equally fast for tables of every size.
 
-A list counts no rows and has no OFFSET: it reads one page in descending order of the key, and the next page continues
-below the last key. The total is PostgreSQL's estimate. A page shows the estimate unless it is smaller than the page's
-own rows.
+A list reads one page in descending order of the key, without OFFSET. The next page continues below the last key. A list
+counts no rows: its total is an estimate of PostgreSQL. The page hides an estimate that is smaller than its own rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,18 +32,18 @@ else:
     ModelAdmin, TabularInline, InlineFormSet = admin.ModelAdmin, admin.TabularInline, BaseInlineFormSet
 
 BEFORE: Final = "before"
-"""The query parameter of a list's next page. Its value is a key: the page shows only rows with lower keys."""
+"""The query parameter of a list's next page. Its value is a key. The page shows only rows with lower keys."""
 
 ROWS_PER_PAGE: Final = 100
 
 
 class NewestFirst(ChangeList):
-    """One page of a list, in the only order that has an index."""
+    """One page of a list, in the order of the key."""
 
     older: str = ""
     continued: bool = False
     estimate: int = 0
-    """An estimate of the number of all rows; 0 if it is unknown, or contradicts the page."""
+    """An estimate of the number of all rows. It is 0 if it is unknown or smaller than the page."""
 
     @property
     def estimate_shown(self) -> str:
@@ -52,18 +51,18 @@ class NewestFirst(ChangeList):
         return f"{self.estimate:,}"
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> QuerySet[Any]:
-        """Return the filtered rows; links to a filter or a search begin at the top again."""
+        """Return the filtered rows. Links of filters and of the search lead to the first page."""
         self.continued = BEFORE in self.params
         self.params.pop(BEFORE, None)
         self.filter_params.pop(BEFORE, None)
         return super().get_queryset(request, exclude_parameters)
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:  # noqa: ARG002
-        """Return the order, which no query parameter changes."""
+        """Return the order of the list. No query parameter changes it."""
         return list(self.model_admin.ordering or ["-pk"])
 
     def get_results(self, request: HttpRequest) -> None:
-        """Read one page, and one row more to know whether there are older ones."""
+        """Read one page, and one more row to find out whether there is a next page."""
         rows = list(self.page(request.GET.get(BEFORE), self.list_per_page + 1))
         self.result_list = rows[: self.list_per_page]
         shown: Any = self.model_admin
@@ -77,8 +76,8 @@ class NewestFirst(ChangeList):
         self.multi_page = self.can_show_all = self.show_full_result_count = self.show_admin_actions = False
 
     def page(self, below: Any, most: int) -> QuerySet[Any]:
-        """Return this number of rows below a key, or the newest rows if the key is None."""
-        # Select the keys first: a sort of all matching rows must not carry their other columns, nor join other tables.
+        """Return at most `most` rows with keys below `below`, or the newest rows if `below` is None."""
+        # Select the keys first. PostgreSQL then sorts only keys, and joins other tables only for the rows of the page.
         keys = self._below(below).values("pk")[:most]
         rows: QuerySet[Any] = self.root_queryset.filter(pk__in=keys).order_by(*self.queryset.query.order_by)
         return rows
@@ -94,14 +93,13 @@ class NewestFirst(ChangeList):
 
 
 def _estimated(model: type[Model]) -> int:
-    """Return PostgreSQL's estimate of the number of rows of a table; 0 while it has no statistics."""
     table = model._meta.db_table  # noqa: SLF001
     (estimate,) = database.row("SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", [table])
     return max(0, int(estimate))
 
 
 class _ReadOnly:
-    """Every active member of staff may read the rows; no one may change them."""
+    """Each active member of staff may read the rows. No member of staff may change them."""
 
     admin_site: admin.AdminSite
 
@@ -126,21 +124,21 @@ class _ReadOnly:
 
 
 class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
-    """A read-only view of one table. It shows only the fields in `fields` or `fieldsets` and in `list_display`.
+    """The read-only pages of one table. They show only the fields in `fields`, `fieldsets` and `list_display`.
 
-    A list can be filtered by its filters, its search box, and the lookups in `linked_by`. Lookups of other columns are
-    refused: with them, a client could guess a secret letter by letter.
+    Only the list's filters, the search, and the lookups in `linked_by` can filter a list. All other lookups are
+    refused: with a lookup of a secret column, a client could guess the secret letter by letter.
     """
 
     linked_by: ClassVar[Sequence[str]] = ()
     exported: ClassVar[Mapping[str, str]] = {}
-    """The columns of the CSV: the API's name of each, and the path of its value."""
+    """The columns of the CSV. A key is the API's name of the column. A value is the path of the column's value."""
 
     empty: ClassVar[str] = "They appear here as soon as there are any."
-    """The text of the list while the table is empty."""
+    """The text that the list shows if the table has no rows."""
 
     derived: ClassVar[Sequence[str]] = ()
-    """The further columns, which are not in the database: `cells` computes them."""
+    """The names of further columns of the CSV, which cells() computes."""
 
     actions = None
     sortable_by: ClassVar = ()
@@ -152,24 +150,24 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     change_form_template = "read_only_admin/row.html"
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:  # noqa: ARG002
-        """Return the list class, which counts no rows."""
+        """Return the class of the list."""
         return NewestFirst
 
     def get_urls(self) -> list[URLPattern]:
-        """Return the pages of a model, and its list as CSV."""
+        """Return the URLs of the table's pages and of its CSV export."""
         if not self.exported:
             return super().get_urls()
         name = f"{self.opts.app_label}_{self.opts.model_name}_export"
         return [path("export/", self.admin_site.admin_view(self.export_view), name=name), *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Return the list, titled with the plural name of the model."""
+        """Return the page with the list. Its title is the plural name of the model."""
         title = capfirst(self.opts.verbose_name_plural)
         context = {"title": title, "exported": self.exported, "empty": self.empty}
         return super().changelist_view(request, context | (extra_context or {}))
 
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer with the whole filtered list as CSV."""
+        """Return the whole filtered list as CSV."""
         try:
             changes: Any = self.get_changelist_instance(request)
         except IncorrectLookupParameters:
@@ -183,14 +181,14 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         return csv_export.response(name, headings, read, with_body=request.method == "GET")
 
     def cells(self, rows: QuerySet[Any]) -> list[tuple[Any, ...]]:
-        """Return the CSV's cells of some rows of a list, each row's key before them."""
+        """Return a tuple for each row: the key of the row, then the cells of the CSV."""
         return list(rows.values_list("pk", *self.exported.values()))
 
     def complete(self, rows: Sequence[Any]) -> None:
-        """Add to the rows of a page the values that are not in their columns."""
+        """Add values that are not columns to the rows of a page. A subclass may override this."""
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:  # noqa: ARG002
-        """Return whether a query parameter may filter the list."""
+        """Return whether this query parameter may filter the list."""
         filters: Any = self.get_list_filter(request)
         known = (name for one in filters for name in getattr(one, "parameters", None) or [one.parameter_name])
         return lookup in self.linked_by or lookup in known
@@ -208,13 +206,13 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         form_url: str = "",
         obj: Any = None,
     ) -> HttpResponse:
-        """Return a row's page under the row's name."""
+        """Return the page of a row. Its title contains the name of the row."""
         name = self.name_of(obj)
         context |= {"title": f"{capfirst(self.opts.verbose_name)} {name}", "subtitle": None, "name": name}
         return super().render_change_form(request, context, add, change, form_url, obj)
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the row with this key, or None, also for keys that PostgreSQL would refuse."""
+        """Return the row with this key, or None. A key that PostgreSQL would refuse also gives None."""
         return None if "\0" in object_id else super().get_object(request, object_id, from_field)
 
     def get_search_results(
@@ -223,7 +221,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         queryset: QuerySet[Any],
         search_term: str,
     ) -> tuple[QuerySet[Any], bool]:
-        """Search a whole id exactly, and any other text by named()."""
+        """Search for a whole id by identified(), and for any other text by named()."""
         text = search_term.strip()
         if not text or not self.search_fields:
             return queryset, False
@@ -234,22 +232,22 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         return queryset.filter(self.identified(key)), False
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a searched id."""
+        """Return the condition for a search of the id `key`."""
         return Q(pk=key)
 
     def named(self, text: str) -> Q:
-        """Return the condition for a searched text."""
+        """Return the condition for a search of `text`. A subclass with `search_fields` must override this."""
         raise NotImplementedError
 
 
 class NewestRows(InlineFormSet):
-    """The newest rows of an inline, at most as many as a page can show; `order` can sort them in another way."""
+    """The newest rows of an inline, at most `most`. `order` is the order in which they are shown."""
 
     most = 20
     order: ClassVar[Sequence[Any]] = ("-pk",)
 
     def get_queryset(self) -> QuerySet[Any]:
-        """Return the newest rows, read once."""
+        """Return the newest rows."""
         if not hasattr(self, "_newest"):
             rows: Any = self.queryset
             newest: QuerySet[Any] = rows.filter(pk__in=all_of(super().get_queryset())).order_by(*self.order)
@@ -258,12 +256,12 @@ class NewestRows(InlineFormSet):
 
     @property
     def total(self) -> int:
-        """Return the number of all rows, including rows that the page does not show."""
+        """Return the number of all rows, also of rows that the page does not show."""
         raise NotImplementedError
 
     @property
     def whole_list(self) -> str:
-        """Return a link to all of the rows."""
+        """Return a link to the list of all these rows."""
         raise NotImplementedError
 
 
@@ -271,7 +269,7 @@ class ReadOnlyInline(_ReadOnly, TabularInline):
     """The newest rows that belong to the row of the page."""
 
     empty: ClassVar[str] = "None."
-    """The text that is shown if there are no rows."""
+    """The text that the page shows if there are no rows."""
 
     template = "read_only_admin/rows.html"
     formset = NewestRows

@@ -1,4 +1,4 @@
-"""Columns and links of the read-only admin pages: names, states, times, ids."""
+"""Columns and links of the admin site's pages: names, states, times and ids."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ LONGEST_TEXT: Final = 64_000
 NOTHING: Final = "-"
 
 GOOD, BAD, WARN, BUSY, QUIET = "good", "bad", "warn", "busy", "quiet"
-"""The looks of a badge. Each has its own colour and sign (nexmdm/static/nexmdm/site.css)."""
+"""The looks of a badge. Each look has a colour and a sign (nexmdm/static/nexmdm/site.css)."""
 
 _LOOKS: Final = {
     GOOD: "succeeded online ok accepted closed live",
@@ -32,9 +32,9 @@ _LOOK_OF: Final = {word: look for look, words in _LOOKS.items() for word in word
 
 
 class Column:
-    """A column of a list or a page, which shows the attribute at a dotted path such as `presence.last_seen_at`.
+    """A column that shows an attribute of a row. `path` is a dotted path such as `presence.last_seen_at`.
 
-    Its name in the admin class must not be the name of a field of the model: Django would show that field instead.
+    In the admin class, the column must not have the name of a field of the model: Django would show this field.
     """
 
     def __init__(self, path: str, label: str = "") -> None:
@@ -42,7 +42,7 @@ class Column:
         self.short_description = label or path.rpartition(".")[2].replace("_", " ")
 
     def __call__(self, row: Model) -> str:
-        """Return the value to show for a row."""
+        """Return the text for a row."""
         value = self.follow(row)
         if isinstance(value, bool):
             return "yes" if value else "no"
@@ -50,88 +50,88 @@ class Column:
 
 
 class Name(Column):
-    """A column with the name of the row itself."""
+    """A column with the name of the row."""
 
     def __init__(self, label: str) -> None:
         super().__init__("pk", label)
 
     def __call__(self, row: Model) -> str:
-        """Return the name."""
+        """Return the name of a row."""
         return str(row)
 
 
 class State(Column):
-    """A column with a badge: one of the API's words for a state, a push, an outcome or a presence."""
+    """A column with a badge. The word is a state, a push state, an outcome or a presence of the API."""
 
     def __call__(self, row: Model) -> str:
-        """Return the badge."""
+        """Return the badge of a row."""
         value = self.follow(row)
         return badge(str(value)) if value else NOTHING
 
 
 class Id(Column):
-    """A column with a shortened id: a click selects the whole id."""
+    """A column with an id in short form. A click selects the whole id."""
 
     def __call__(self, row: Model) -> str:
-        """Return the id."""
+        """Return the id of a row."""
         return short_id(self.follow(row))
 
 
 class Link(Column):
-    """A column with a link to the page of another row, with its own text."""
+    """A column with a link to the page of another row. `text` returns the text of the link for that row."""
 
     def __init__(self, path: str, label: str = "", text: Callable[[Any], object] = str) -> None:
         super().__init__(path, label)
         self.text = text
 
     def __call__(self, row: Model) -> SafeString:
-        """Return the link."""
+        """Return the link of a row."""
         other = self.follow(row)
         return link(other, self.text(other))
 
 
 class Narrowed(Column):
-    """A column with a link to the list, filtered by the same text; `parameter` is the filter."""
+    """A column with a link to the list of rows with the same value. `parameter` is the filter's query parameter."""
 
     def __init__(self, path: str, parameter: str) -> None:
         super().__init__(path)
         self.parameter = parameter
 
     def __call__(self, row: Model) -> str:
-        """Return the link."""
+        """Return the link of a row."""
         text = self.follow(row)
         return link_to_list(type(row), text, **{self.parameter: text}) if text else NOTHING
 
 
 def link(row: Model, text: object) -> SafeString:
-    """Return a link to a row's own page."""
+    """Return a link to the page of a row."""
     return format_html('<a class="nowrap" href="{}">{}</a>', address_of(type(row), "change", row.pk), text)
 
 
 def link_to_list(model: type[Model], text: str, /, **filters: object) -> SafeString:
-    """Return a link to a list, filtered by these query parameters."""
+    """Return a link to a list. `filters` are its query parameters."""
     return format_html('<a href="{}">{}</a>', address_of(model, "changelist", **filters), text)
 
 
 def address_of(model: type[Model], page: str, /, *key: object, **query: object) -> str:
-    """Return the address of a model's page: `changelist`, or `change` of the row with this key."""
+    """Return the URL of a model's page. `page` is `changelist`, or `change` for the row with the key `key`."""
     label = model._meta.label_lower.replace(".", "_")  # noqa: SLF001
     return reverse(f"admin:{label}_{page}", args=key) + (f"?{urlencode(query)}" if query else "")
 
 
 def badge(word: str, look: str | None = None) -> SafeString:
-    """Return a state as a label. If no look is given, the word decides the look."""
+    """Return a word as a badge. If `look` is None, the word decides the look."""
     return format_html('<span class="badge {}">{}</span>', look or _LOOK_OF.get(word, QUIET), word)
 
 
 def short_id(key: UUID) -> SafeString:
-    """Return an id. The style sheet shows only both ends of it, and a click selects the whole id."""
+    """Return an id. The style sheet shows only both ends of the id. A click selects the whole id."""
     text = str(key)
     return format_html('<code class="id" title="{}"><span>{}</span>{}</code>', text, text[:-8], text[-8:])
 
 
 def moment(value: datetime) -> SafeString:
-    """Return a time as a relative time, and in UTC to the second. (Lists show the time in UTC only on hover.)"""
+    """Return a time as relative time, and in UTC with seconds. Lists show the time in UTC only on hover."""
     exact = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
     return format_html(
         '<time class="moment" datetime="{}" title="{}">{} <span class="exact">{}</span></time>',
@@ -140,7 +140,7 @@ def moment(value: datetime) -> SafeString:
 
 
 def relative(value: datetime, now: datetime) -> str:
-    """Return the time between now and a past or future time, in its largest unit."""
+    """Return the time between `value` and `now` in its largest unit, such as `5 min ago` or `in 2 h`."""
     seconds = (now - value).total_seconds()
     length = _length(abs(seconds))
     return f"{length} ago" if seconds >= 0 else f"in {length}"
@@ -154,7 +154,7 @@ def _length(seconds: float) -> str:
 
 
 def pretty(value: Any) -> str:
-    """Return JSON formatted for people, cut if it is too long for a page."""
+    """Return JSON with indentation. A text of more than LONGEST_TEXT characters is cut."""
     if value is None:
         return NOTHING
     text = json.dumps(value, indent=2, ensure_ascii=False)

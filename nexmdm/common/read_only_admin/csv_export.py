@@ -1,7 +1,6 @@
-"""A list of the admin site as CSV, of any length, read in descending order of the key, a few hundred rows at a time.
+"""The CSV export of the admin site's lists. It reads a few hundred rows at a time, in descending order of the key.
 
-Each chunk is sent when it is read. No transaction and no connection stays open while a slow client reads, and only one
-chunk is in memory.
+Only these rows are in memory. While a slow client reads them, no transaction and no connection is open.
 """
 
 import csv
@@ -21,19 +20,19 @@ from nexmdm.common.types import rfc3339
 CHUNK: Final = 500
 
 READING: Final = Gate("exports", at_once=1, waiting=100, waiting_per_key=1, seconds=60)
-"""The gate for exports: all exports together use one connection at a time. To read a chunk takes 30 ms."""
+"""The gate for exports. All exports together use one connection at a time. A read of CHUNK rows takes 30 ms."""
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""The characters that begin a formula in a spreadsheet (OWASP, "CSV Injection")."""
+"""The characters with which a formula in a spreadsheet begins (OWASP, "CSV Injection")."""
 
 Read = Callable[[Any, int], Sequence[tuple[Any, ...]]]
 
 
 def response(name: str, headings: Iterable[str], read: Read, *, with_body: bool) -> HttpResponseBase:
-    """Return the answer that streams a list.
+    """Return the answer that streams a list as CSV.
 
-    `read` gets a key (None at first) and a number. It returns this number of rows below the key; in each row, the key
-    comes before the cells.
+    `read` is called with a key (None at first) and a number. It must return this number of rows below the key, or fewer
+    at the end. A row is its key, followed by its cells.
     """
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     kind = "text/csv; charset=utf-8"
@@ -62,12 +61,12 @@ def _text(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Return a value in the form of the API. A text that a spreadsheet would run gets an apostrophe in front."""
     if value is None:
         return ""
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, bool | list | dict):
         return json.dumps(value, ensure_ascii=False)
+    # A spreadsheet does not run a formula with an apostrophe in front.
     text = str(value)
     return f"'{text}" if text.startswith(FORMULA) else text

@@ -1,4 +1,4 @@
-"""The filters of the admin site's lists: known choices, spans of time, exact texts. They count no rows."""
+"""The filters of the admin site's lists: choices, ages, exact texts and times. No filter counts rows."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -23,16 +23,13 @@ T = TypeVar("T")
 EVERY: Final = 2**62
 
 DISORDER: Final = timedelta(minutes=5)
-"""The longest time between a row's time and its key: the row's time is the beginning of its transaction, and the key is
-created later.
+"""The longest time between the time of a row and the creation of its key. The time of a row is the beginning of its
+transaction, and the key is created later.
 """
 
 
 def _chosen(by: admin.SimpleListFilter, choices: Mapping[str, T]) -> T | None:
-    """Return the value of a filter's choice; None if no choice is given.
-
-    An unknown choice is an error, because the unfiltered list would look filtered.
-    """
+    # An unknown choice must be an error: a list without a filter would look like a filtered list.
     choice = by.value()
     if not choice:
         return None
@@ -42,46 +39,49 @@ def _chosen(by: admin.SimpleListFilter, choices: Mapping[str, T]) -> T | None:
 
 
 class ChoiceFilter(admin.SimpleListFilter):
-    """A filter with constant choices, which needs no query to show them. An unknown choice is refused."""
+    """A filter with fixed choices. To show them, no query is necessary."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition of each choice."""
+        """Return the condition for each choice."""
         raise NotImplementedError
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Return the choices. Each is also its label."""
+        """Return the choices. The label of a choice is the choice itself."""
         return [(choice, choice) for choice in self.conditions()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows of the choice. Raises IncorrectLookupParameters for an unknown one."""
+        """Keep the rows that match the choice. Raises IncorrectLookupParameters for an unknown choice."""
         condition = _chosen(self, self.conditions())
         return queryset if condition is None else queryset.filter(condition)
 
 
 class SpanFilter(admin.SimpleListFilter):
-    """A filter with spans of time, each counted from now into the past."""
+    """A filter by a length of time before now. `spans` has the lengths by their labels."""
 
     spans: ClassVar[Mapping[str, timedelta]]
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Return the spans. Each is also its label."""
+        """Return the labels of the lengths."""
         return [(name, name) for name in self.spans]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Return narrowed(), or all rows if no span is chosen. Raises IncorrectLookupParameters for an unknown span."""
+        """Return narrowed() for the chosen length, or all rows if no length is chosen.
+
+        Raises IncorrectLookupParameters for an unknown choice.
+        """
         span = _chosen(self, self.spans)
         return queryset if span is None else self.narrowed(queryset, database.now() - span)
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Return the rows that match the chosen span; each subclass compares its own time with `moment`.
+        """Return the rows that match the chosen length. `moment` is now minus this length.
 
-        `moment` is the beginning of the span: now minus its length.
+        Each subclass compares its own column with `moment`.
         """
         raise NotImplementedError
 
 
 class AgeFilter(SpanFilter):
-    """A filter by the largest age."""
+    """A filter by the largest age of a row. `column` is the name of the time column."""
 
     title = "age, up to"
     parameter_name = "age"
@@ -95,12 +95,12 @@ class AgeFilter(SpanFilter):
     }
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Return the rows that are not older than the moment."""
+        """Keep the rows that are not older than `moment`."""
         return in_date_range(rows, self.column, moment, None)
 
 
 class FormFilter(admin.ListFilter):
-    """A filter by the fields of a form, whose names are the `parameters`; an empty field does not filter."""
+    """A filter with a form. `parameters` are the names of its fields. An empty field has no effect."""
 
     parameters: ClassVar[tuple[str, ...]]
 
@@ -111,7 +111,7 @@ class FormFilter(admin.ListFilter):
         self.used_parameters = {name: params.pop(name)[-1] for name in self.parameters if name in params}
 
     def expected_parameters(self) -> list[str | None]:
-        """Return the query parameters."""
+        """Return the query parameters of this filter."""
         return list(self.parameters)
 
     def has_output(self) -> bool:
@@ -119,16 +119,16 @@ class FormFilter(admin.ListFilter):
         return True
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """Return the other parameters of the query, which the form must send too."""
+        """Return all other query parameters. The form must send them too."""
         for name, values in changelist.filter_params.items():
             if name not in self.parameters:
                 yield from ({"name": name, "value": value} for value in values)
 
 
 class ExactTextFilter(FormFilter):
-    """A filter by exact texts, one for each parameter; `columns` has the column of each.
+    """A filter by exact texts. `columns` has the column for each parameter.
 
-    A text that a column cannot store does not filter.
+    A text with a NUL has no effect, because no column can store it.
     """
 
     template = "read_only_admin/exact_text.html"
@@ -136,22 +136,22 @@ class ExactTextFilter(FormFilter):
 
     @property
     def fields(self) -> list[dict[str, str]]:
-        """The fields of the form: name, label and value of each."""
+        """The name, label and value of each field of the form."""
         given = {name: str(self.used_parameters.get(name, "")) for name in self.parameters}
         return [{"name": name, "label": name.replace("_", " "), "value": text} for name, text in given.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows that have these texts."""
+        """Keep the rows whose columns have these texts."""
         texts = {self.columns[name]: str(text) for name, text in self.used_parameters.items() if text}
         return queryset.filter(**{column: self.value_of(text) for column, text in texts.items() if "\0" not in text})
 
     def value_of(self, text: str) -> Any:
-        """Return the value with which a column is compared."""
+        """Return the value with which the column is compared."""
         return text
 
 
 class DateRangeFilter(FormFilter):
-    """A filter by two minutes in UTC. Each is optional. A text that is not a time does not filter."""
+    """A filter by two optional times in UTC. A text that is not a time has no effect."""
 
     title = "time (UTC)"
     template = "read_only_admin/date_range.html"
@@ -159,13 +159,12 @@ class DateRangeFilter(FormFilter):
     column: ClassVar[str]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows from the first minute on, and before the second."""
+        """Keep the rows from the first time on, and before the second time."""
         since, until = (_moment(self.used_parameters.get(name, "")) for name in self.parameters)
         return in_date_range(queryset, self.column, since, until)
 
 
 def _moment(text: Any) -> datetime | None:
-    """Return the time in a form's field, in UTC; None if it is empty or not a time."""
     try:
         moment = datetime.fromisoformat(text)
         # PostgreSQL refuses offsets of 16 hours and more.
@@ -176,10 +175,10 @@ def _moment(text: Any) -> datetime | None:
 
 
 def in_date_range(rows: QuerySet[Any], column: str, since: datetime | None, until: datetime | None) -> QuerySet[Any]:
-    """Keep the rows of a span of time.
+    """Keep the rows whose `column` is `since` or later, and before `until`. A limit that is None has no effect.
 
-    Keys that are numbers grow with time, so the span is a range of keys. A list in descending order of the key reads
-    only this range, and times need no index.
+    If the keys are numbers, they grow with time. The function then also limits the keys, so that the query reads only a
+    range of keys and `column` needs no index.
     """
     numbered = isinstance(rows.model._meta.pk, BigAutoField)  # noqa: SLF001
     if since is not None:
@@ -192,7 +191,7 @@ def in_date_range(rows: QuerySet[Any], column: str, since: datetime | None, unti
 
 
 def _first_key(model: type[Model], column: str, moment: datetime) -> int:
-    """Return the first key whose row is of this moment or later, by about twenty look-ups in the key's index."""
+    # A binary search: about twenty look-ups in the index of the key.
     rows: QuerySet[Any] = model._default_manager.order_by("pk")  # noqa: SLF001
 
     def time_at(key: int) -> datetime:
@@ -204,10 +203,10 @@ def _first_key(model: type[Model], column: str, moment: datetime) -> int:
 
 
 def all_of(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Return the same keys from a separate subquery: PostgreSQL does not flatten a subquery with a LIMIT.
+    """Return a subquery with the keys of these rows, which PostgreSQL does not merge with the outer query.
 
-    Use it for a filter whose matches may all be old. Otherwise PostgreSQL's planner assumes that the matches are spread
-    evenly. PostgreSQL would then read and join the list from its newest row until it has found a hundred matches, and
-    may read the whole list.
+    Use it for a filter whose matches may all be old. Without it, PostgreSQL's planner assumes that matches are spread
+    evenly. PostgreSQL would read the list from its newest row on until it has found a page of matches. This may be the
+    whole list.
     """
     return rows.order_by().values("pk")[:EVERY]

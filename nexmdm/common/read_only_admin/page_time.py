@@ -1,4 +1,4 @@
-"""The time of a page, from the database's clock, which is read once for each page with relative times."""
+"""The time of a page, by the database's clock. All relative times of a page are computed from this time."""
 
 from contextvars import ContextVar
 from datetime import datetime
@@ -10,12 +10,12 @@ _asked: Final[ContextVar[list[datetime] | None]] = ContextVar("page_time", defau
 
 
 def begin() -> None:
-    """Begin a page: the next call of now() reads the database's clock."""
+    """Begin a page. The next call of now() reads the database's clock."""
     _asked.set([])
 
 
 def now() -> datetime:
-    """Return the page's time."""
+    """Return the time of the page. Without begin(), each call reads the database's clock."""
     asked = _asked.get()
     if asked is None:
         return database.now()

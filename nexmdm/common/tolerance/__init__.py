@@ -1,1 +1,3 @@
-"""Bodies of phones: values that are not valid are repaired or dropped, in fields that only inform the server."""
+"""Tolerance for bodies of phones. Values that do not fit are repaired or dropped, if their fields only inform the
+server.
+"""

@@ -1,4 +1,4 @@
-"""Field warnings: the notes on fields that were repaired or dropped, for the phone and for operators."""
+"""Field warnings: what the phone and the operators learn about fields that were repaired or dropped."""
 
 import time
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from nexmdm.common.types import ResponseSchema
 log = structlog.get_logger()
 
 MAX_WARNINGS: Final = 10
-"""The largest number of warnings in one answer, so that a thousand bad keys do not make the answer large."""
+"""The largest number of warnings in one answer."""
 
 LOG_SECONDS: Final = 1
-"""Each field of each route is logged at most once in this time, with the count since its previous line."""
+"""The shortest time between two log lines about the same field of the same route."""
 
 INVALID_FIELDS = Counter(
     "nexmdm_invalid_fields", "Fields of phones' requests that were repaired or dropped.", ["route", "field"]
@@ -44,16 +44,16 @@ Warnings = Annotated[
         description="Fields that were repaired or dropped, and how. Absent when there are none.",
     ),
 ]
-"""The type of the field `warnings` in an answer to a device body; the field needs the default []."""
+"""The type of the field `warnings` in the answer to a phone. The field must have the default []."""
 
 
 def shown(notes: Sequence[Note]) -> list[FieldWarning]:
-    """Return the warnings that the phone gets."""
+    """Return the warnings for the phone, at most MAX_WARNINGS."""
     return [FieldWarning(loc=list(note.loc), msg=note.msg) for note in notes[:MAX_WARNINGS]]
 
 
 class _Collapsed:
-    """The log lines of one field of a route: when the last one was written, and how many notes are not logged yet."""
+    """The state of the log lines about one field of a route."""
 
     __slots__ = ("count", "logged_at")
 
@@ -62,11 +62,12 @@ class _Collapsed:
 
 
 _collapsed: Final[dict[tuple[str, str], _Collapsed]] = {}
-"""At most one entry for each declared field: the `field` of a note never contains a key that a phone invented."""
+"""The states by route and field. A note's `field` never contains a key that a phone invented, so the dict stays small.
+"""
 
 
 def record(route: str, device_id: UUID, notes: Sequence[Note]) -> None:
-    """Log and count the notes on the body of a device whose credential was valid."""
+    """Log and count the notes on a body. Call it only if the credential of the device was valid."""
     for note in notes:
         INVALID_FIELDS.labels(route, note.field).inc()
         lines = _collapsed.setdefault((route, note.field), _Collapsed())

@@ -1,7 +1,7 @@
-"""Tolerance: a phone's request is refused only for fields that decide; fields that inform are repaired or dropped.
+"""The repair of bodies of phones. A request is refused only because of a field that decides.
 
-Each field of a device body is annotated with its role. The repair of a value follows from its field's type. A body
-that is valid as sent is not examined again.
+Each field of a device body is annotated with its role: it decides, or it only informs. An invalid value of a field that
+informs is repaired or dropped. The type of the field determines the repair. A valid body is not changed.
 """
 
 import re
@@ -30,7 +30,11 @@ B = TypeVar("B", bound=DeviceBody)
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """Annotates a field of a device body; the OpenAPI document shows its description."""
+    """The role of a field of a device body. The OpenAPI document contains its description.
+
+    If `decides` is true, an invalid value refuses the request. If `decides` is false, an invalid value is repaired or
+    dropped. If `repairs` is false, an invalid value is always dropped.
+    """
 
     decides: bool
     repairs: bool
@@ -55,7 +59,11 @@ INFORMS_EXACTLY: Final = Role(
 
 
 class Note(NamedTuple):
-    """The repair or drop of a field that informs. `field` is its name for metrics, with no key from a phone."""
+    """A note on a field that was repaired or dropped.
+
+    `loc` is the path of the value in the body. `field` is the name for metrics, which contains no key that a phone
+    invented.
+    """
 
     loc: tuple[str, ...]
     msg: str
@@ -63,12 +71,12 @@ class Note(NamedTuple):
 
 
 class Reading(Generic[B]):
-    """A phone's body after the repair, and the notes on the repair; a mere change of spelling has no note.
+    """The body of a phone after the repair, and the notes on the repair. A change of the spelling alone has no note.
 
-    An operation whose body is annotated with Reading[Model] reads it tolerantly; the OpenAPI document shows the model.
+    An operation whose body has the type Reading[Model] accepts repaired bodies. The OpenAPI document shows Model.
     """
 
-    # Neither a dataclass nor a named tuple: pydantic would validate those itself, as objects with these two members.
+    # Do not use a dataclass or a named tuple: pydantic would validate the body as an object with these two members.
     def __init__(self, fields: B, notes: Sequence[Note] = ()) -> None:
         self.fields = fields
         self.notes = notes
@@ -76,7 +84,7 @@ class Reading(Generic[B]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         (model,) = get_args(source)
-        informing(model)  # A field without a role stops the start here.
+        informing(model)  # This stops the start if a field has no role.
         return core_schema.no_info_wrap_validator_function(partial(_read, model), handler(model))
 
 
@@ -88,9 +96,9 @@ def _read(model: type[B], given: object, validate: Callable[[object], B]) -> Rea
 
 
 def repair(model: type[B], given: object, validate: Callable[[object], B] | None = None) -> Reading[B]:
-    """Repair parsed JSON that is not valid as sent; `validate` replaces the model's own validation.
+    """Repair a body that is not valid. `given` is parsed JSON. `validate` replaces the validation of the model.
 
-    Raises pydantic's ValidationError for a field that decides, and for a body that is not an object.
+    Raises pydantic's ValidationError for an invalid field that decides, and for a body that is not an object.
     """
     validate = validate or model.model_validate
     if not isinstance(given, dict):
@@ -102,7 +110,7 @@ def repair(model: type[B], given: object, validate: Callable[[object], B] | None
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """The place of a value in a body, and the notes on that body."""
+    """The path of a value in a body, its name for metrics, and all notes on the body."""
 
     loc: tuple[str, ...]
     field: str
@@ -112,7 +120,7 @@ class _Place:
         return _Place((*self.loc, name), f"{self.field}.{field}" if self.field else field, self.notes)
 
     def note(self, msg: str) -> None:
-        """Add a note; a second one on the same place is merged into the first."""
+        """Add a note. A second note on the same value is merged with the first note."""
         if self.notes and self.notes[-1].loc is self.loc:
             msg = f"{self.notes.pop().msg}; {msg}"
         self.notes.append(Note(self.loc, msg, self.field))
@@ -123,11 +131,13 @@ class Unrepairable(ValueError):
 
 
 Repair = Callable[[Any, _Place], Any]
-"""Returns a value that may be valid, with a note unless only its spelling was changed. Raises ValueError."""
+"""A function that returns a value which may be valid. It adds a note unless it only changes the spelling. Raises
+ValueError.
+"""
 
 
 class Informing(NamedTuple):
-    """A field that informs. `adapter` validates its values; `repair` is called with a value that is not valid."""
+    """A field that informs. `adapter` validates its values. `repair` is called for a value that is not valid."""
 
     adapter: TypeAdapter[Any]
     repair: Repair
@@ -135,7 +145,9 @@ class Informing(NamedTuple):
 
 @cache
 def informing(schema: type) -> Mapping[str, Informing]:
-    """Return the fields that inform, of a device body or of an object in it. TypeError for a field without a role."""
+    """Return the fields of a device body, or of an object in it, that inform. Raises TypeError for a field without a
+    role.
+    """
     hints = get_type_hints(schema, include_extras=True)
     names = hints if is_typeddict(schema) else schema.model_fields  # type: ignore[attr-defined]
     declared = {name: _plain(hints[name]) for name in names}
@@ -148,7 +160,6 @@ def informing(schema: type) -> Mapping[str, Informing]:
 
 
 def _plain(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return the type within Annotated and `| None`, and all its annotations."""
     if get_origin(hint) is Annotated:
         inner, *annotations = get_args(hint)
         plain, more = _plain(inner)
@@ -178,7 +189,6 @@ def _repair_for(plain: Any, annotations: Sequence[Any]) -> Repair:
 
 
 def _max_length(annotations: Sequence[Any]) -> int:
-    """Return the limit that StringConstraints or Field give a text."""
     for annotation in annotations:
         for constraint in (annotation, *getattr(annotation, "metadata", ())):
             if isinstance(limit := getattr(constraint, "max_length", None), int):
@@ -187,7 +197,6 @@ def _max_length(annotations: Sequence[Any]) -> int:
 
 
 def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Place) -> dict[str, Any]:
-    """Return the valid and the repaired values of these fields, without values that cannot be repaired."""
     fitted: dict[str, Any] = {}
     for name, field in fields.items():
         if name in given:
@@ -196,13 +205,13 @@ def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Plac
 
 
 def _put(fitted: dict[str, Any], name: str, field: Informing, value: Any, place: _Place) -> None:
-    """Put the value in its place, or note why it is dropped. A null that is not allowed counts as not sent."""
     noted = len(place.notes)
     try:
         fitted[name] = _fitting(field, value, place)
     except ValueError as error:
         within = place.notes[noted:]
         del place.notes[noted:]
+        # A null that is not allowed counts as not sent.
         if value is not None:
             place.note(_reason_within(error, within) or f"{_reason(error)}; dropped")
 
@@ -224,7 +233,6 @@ def _reason(error: ValueError) -> str:
 
 
 def _reason_within(error: ValueError, notes: Sequence[Note]) -> str:
-    """Return why an object lacks a required member, with the member's name; empty if the error has another reason."""
     if not isinstance(error, ValidationError):
         return ""
     missing = [str(one["loc"][-1]) for one in error.errors(include_url=False) if one["type"] == "missing"]
@@ -241,7 +249,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _whole_number(value: Any, place: _Place) -> int:
-    """Read 83.9 and "83" as 83."""
     if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
         value = Decimal(value.strip())
     elif not _is_number(value):
@@ -253,7 +260,6 @@ def _whole_number(value: Any, place: _Place) -> int:
 
 
 def _text(limit: int, value: Any, place: _Place) -> str:
-    """Read a number as its text; cut a text that is too long."""
     if _is_number(value):
         value = str(value)
     if not isinstance(value, str):
@@ -265,7 +271,6 @@ def _text(limit: int, value: Any, place: _Place) -> str:
 
 
 def _object(storable: Storable, fields: Mapping[str, Informing] | None, value: Any, place: _Place) -> dict[str, Any]:
-    """Repair the members of an object: those that its schema declares, and any others as free JSON."""
     if not isinstance(value, dict):
         raise Unrepairable("must be an object")
     storable.check_shape(value)
@@ -282,7 +287,6 @@ def _object(storable: Storable, fields: Mapping[str, Informing] | None, value: A
 
 
 def _storable_text(value: Any, place: _Place) -> Any:
-    """Return JSON with U+FFFD for each NUL and lone surrogate in it."""
     replaced = _replaced(value)
     if replaced != value:
         place.note("NUL and lone surrogates replaced by U+FFFD")
@@ -305,13 +309,13 @@ def _checked(value: Any) -> Any:
 
 
 MOST_NOTES: Final = 32
-"""From this number of notes on a body, an object with further keys is dropped as a whole.
+"""If a body has this number of notes, an object with undeclared keys is dropped completely.
 
-Each repair costs 15 µs, and a client without a valid credential can cause repairs.
+Each repair takes 15 µs, and a client without a valid credential can cause repairs.
 """
 
 OTHER_KEYS: Final = "*"
-"""The name under which the metrics count keys that no schema declares."""
+"""The name in the metrics for all keys that no schema declares."""
 
 _OTHER: Final = Informing(TypeAdapter(Annotated[Any, AfterValidator(_checked)]), _storable_text)
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")

@@ -1,7 +1,7 @@
-"""A tolerant parser for the JSON of phones, for bodies that a strict parser refuses.
+"""A tolerant parser for JSON from phones. It reads bodies that a strict parser refuses.
 
-Lone surrogates and numbers of any size are read as they are, so that their field is checked by its role
-(nexmdm/common/tolerance/repair.py). NaN, infinity, broken JSON and bytes that are not UTF-8 stay unreadable.
+Lone surrogates and numbers of any size are kept, so that the role of their field decides about them
+(nexmdm/common/tolerance/repair.py). NaN, infinity, invalid JSON and invalid UTF-8 are errors.
 """
 
 import json
@@ -11,17 +11,18 @@ from typing import Any, Final
 from nexmdm.common.types import MAX_DEPTH, parse_json
 
 MAX_DIGITS: Final = 4000
-"""Longer integers are read as an infinite number. Python's int() raises ValueError beyond 4300 digits."""
+"""An integer with more digits is read as infinity, because Python's int() raises ValueError beyond 4300 digits."""
 
 READ_DEPTH: Final = 2 * MAX_DEPTH
-"""If the parser cannot read deeper levels, they are replaced by null. No field allows that many levels."""
+"""If a body is nested too deep for the parser, all deeper levels are replaced by null. No field allows so many levels.
+"""
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-"""A string, closed or not: if the end were required, unclosed strings would take quadratic time."""
+"""A string, with or without its closing quote. A required quote would make unclosed strings take quadratic time."""
 
 
 def parse(raw: bytes) -> Any:
-    """Parse the body of a phone; ValueError if it is not JSON."""
+    """Return the content of the body of a phone. Raises ValueError if the body is not JSON."""
     try:
         return parse_json(raw)
     except ValueError:
@@ -49,7 +50,6 @@ def _refuse_constant(name: str) -> None:
 
 
 def _cut_deep_levels(text: str) -> str:
-    """Return JSON text with null for each object or array below READ_DEPTH levels."""
     kept, copied_to, cut_from, depth = [], 0, 0, 0
     for position, character in enumerate(_STRING.sub(_blank, text)):
         if character in "[{":

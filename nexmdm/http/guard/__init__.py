@@ -1,1 +1,1 @@
-"""The outermost layer: sizes, times, Host, content type, the client's address."""
+"""The guard, which checks each request first: its size, time, Host header, content type and client address."""

@@ -1,4 +1,4 @@
-"""A request's body: read completely, within its limits of size, time and memory."""
+"""Reads the body of a request, within limits of size, time and memory."""
 
 import asyncio
 import re
@@ -16,11 +16,11 @@ BODY_LIMITS: Final = (("/v1/", 64 * 1024), ("/admin/", 1024 * 1024), ("/django-a
 OTHER_BODY_LIMIT: Final = 64 * 1024
 LARGE: Final = 64 * 1024
 LARGE_BODIES: Final = SharedBytes(64 * 1024 * 1024)
-"""The memory for bodies larger than LARGE while they arrive. Any client can send such bodies, not only admins."""
+"""The memory for bodies larger than LARGE that are arriving. Any client can send such a body."""
 
 BODY_SECONDS: Final = 10
 SHOWN: Final = 64
-"""The number of characters of a refused header's value that the answer shows."""
+"""The largest number of characters of a refused header that the answer shows."""
 
 _UNSHOWN: Final = re.compile(r"[^A-Za-z0-9!#$%&'*+.^_`|~/;=, -]")
 
@@ -29,7 +29,11 @@ _FORMS: Final = "/django-admin/"
 
 
 async def read_body(scope: Scope, headers: Headers, receive: Receive) -> bytes:
-    """Return the whole body, within its limits of size and time."""
+    """Return the whole body.
+
+    Raises Refused if the body is too large, too slow or compressed. Raises Refused also if the body is not JSON on a
+    path that requires JSON. Raises ClientGone if the client disconnects.
+    """
     limit = _body_limit(scope["path"])
     declared = headers.last(b"content-length")
     if declared and (not declared.isdigit() or len(declared) > _DIGITS or int(declared) > limit):
@@ -49,7 +53,6 @@ async def read_body(scope: Scope, headers: Headers, receive: Receive) -> bytes:
 
 
 def _check_media(path: str, headers: Headers) -> None:
-    """Refuse a compressed body, and a body of another type on routes that read only JSON."""
     if b"content-encoding" in headers.values:
         encodings = b", ".join(headers.values[b"content-encoding"])
         if not {one.strip().lower() for one in encodings.split(b",")} <= {b"", b"identity"}:
@@ -62,7 +65,6 @@ def _check_media(path: str, headers: Headers) -> None:
 
 
 def _shown(value: bytes) -> str:
-    """Return the start of a header's value, with only the characters that media types have."""
     text = value[:SHOWN].decode("latin-1").strip()
     return _UNSHOWN.sub("?", text) + ("…" if len(value) > SHOWN else "")
 
@@ -75,7 +77,7 @@ def _body_limit(path: str) -> int:
 
 
 async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
-    """Do the same as asyncio.timeout at 40 % of its cost (docs/decisions/0010): most bodies have arrived already."""
+    # This does the same as asyncio.timeout at 40 % of its cost (docs/decisions/0010).
     task, expired = asyncio.current_task(), False
     assert task is not None
 
@@ -96,7 +98,7 @@ async def _in_time(collecting: Coroutine[Any, Any, bytes]) -> bytes:
 
 
 async def _collect(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return a body; nearly every body is small, and arrives in one piece."""
+    # Nearly every body arrives in one piece.
     piece, more = _piece(await receive(), 0, limit)
     return await _collect_on(scope, receive, limit, piece, more) if more or len(piece) > LARGE else piece
 
@@ -115,7 +117,9 @@ async def _collect_on(scope: Scope, receive: Receive, limit: int, piece: bytes, 
 
 
 def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
-    """Return the next piece of a body, and whether more follow; `before` is the number of bytes that came earlier."""
+    """Return the next piece of a body, and whether more pieces follow. `before` is the number of bytes before this
+    piece.
+    """
     if message["type"] == "http.disconnect":
         raise ClientGone
     piece: bytes = message.get("body", b"")
@@ -125,7 +129,9 @@ def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
 
 
 class BodyMemoryBudget:
-    """The part of LARGE_BODIES that one large body takes while it arrives."""
+    """The part of LARGE_BODIES that one body uses while it arrives. `client` is the counting key of the client's
+    address.
+    """
 
     __slots__ = ("_client", "_mine")
 
@@ -140,7 +146,7 @@ class BodyMemoryBudget:
         LARGE_BODIES.change(self._client, -self._mine)
 
     def take(self, size: int) -> None:
-        """Take memory until the body has this amount in total."""
+        """Use memory for `size` bytes in total. Raises Refused if the limits of LARGE_BODIES do not allow this."""
         if not LARGE_BODIES.fit(self._client, size - self._mine):
             raise Refused(
                 problems.general(503, "Too many large bodies arrive at the same time. Try again shortly."), drain=True

@@ -1,4 +1,4 @@
-"""The client's address and scheme: those of the connection, or those that a trusted proxy forwards."""
+"""The address and scheme of the client: from the connection, or from the headers of a trusted proxy."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -11,11 +11,12 @@ from nexmdm.common.asgi_types import Scope
 from nexmdm.common.headers import Headers
 
 HOPS: Final = 32
-"""The number of entries of X-Forwarded-For that are read, from its end. Trusted proxies did not write earlier ones."""
+"""The number of entries of X-Forwarded-For that are read, from the end. Trusted proxies did not write earlier entries.
+"""
 
 
 def set_client(scope: Scope, headers: Headers) -> None:
-    """Set the client's canonical address; address and scheme are taken from the headers of trusted proxies only."""
+    """Set the canonical address and the scheme of the client in the scope. Only headers of trusted proxies are used."""
     client = scope.get("client")
     if client is None:  # the client of a Unix socket, or a client that has left
         scope["client"] = ("", 0)
@@ -32,7 +33,10 @@ def set_client(scope: Scope, headers: Headers) -> None:
 
 
 def _nearest_untrusted(entries: Iterable[str]) -> str | None:
-    """Return the first address that is no trusted proxy; if there is none, the last one before an invalid entry."""
+    """Return the first address that is not a trusted proxy, or the last address if all are trusted proxies.
+
+    An invalid entry ends the search.
+    """
     nearest = None
     for entry in islice(entries, HOPS):
         parsed = addresses.parse(entry.strip())

@@ -1,10 +1,10 @@
-"""The two errors that end a request before the application runs."""
+"""The errors that end a request before the application runs."""
 
 from nexmdm.common.problems import Problem
 
 
 class Refused(Exception):
-    """The guard refuses the request with a problem. `drain` is true if a part of its body has not arrived yet."""
+    """The guard refuses the request. `drain` is true if a part of the request's body may not have arrived yet."""
 
     def __init__(self, problem: Problem, *, drain: bool = False) -> None:
         self.problem = problem
@@ -12,4 +12,4 @@ class Refused(Exception):
 
 
 class ClientGone(Exception):
-    """The client disconnected before its request was complete, so no answer is sent."""
+    """The client disconnected before its request was complete. No answer is sent."""

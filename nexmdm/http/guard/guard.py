@@ -1,8 +1,14 @@
-"""The outermost layer: the client's address, limits on size and time, and problem details for every error.
+"""The guard: the outermost layer of the application. It sets the client's address and checks each request.
 
-It refuses these requests before any other code runs: a bad Host or a request target that is not a path (400), oversized
-headers (431), oversized bodies (413), slow bodies (408), and bodies that are compressed or not JSON (415). Every other
-request continues with its body read, and with the caller's address and scheme set.
+The guard refuses these requests:
+- a wrong Host, or a request target that is not a path (400)
+- a body that arrives too slowly (408)
+- a body that is too large (413)
+- a body that is compressed or not JSON (415)
+- headers that are too large (431)
+
+All other requests reach the application with their whole body. Every error of the application is answered with problem
+details.
 """
 
 import asyncio
@@ -30,23 +36,23 @@ log = structlog.get_logger()
 
 HEADERS_LIMIT: Final = 16 * 1024
 DRAIN_LIMIT: Final = 4 * 1024 * 1024
-"""The number of bytes of a refused body that are read and discarded, so that an honest client can read the answer."""
+"""The number of bytes of a refused body that are read and dropped, so that an honest client can read the answer."""
 
 DRAIN_SECONDS: Final = 2
 
 _LOWEST_REFUSAL: Final = 400
-"""The lowest status of a refusal. (To look up a member of HTTPStatus takes a tenth of a microsecond.)"""
+"""The lowest status of a refusal, as a number. A member of HTTPStatus would take longer to look up."""
 _CORRELATION_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Guard:
-    """The outermost ASGI application."""
+    """The ASGI application around the application `app`."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the server's lifespan."""
+        """Serve one request, or the ASGI lifespan."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -64,7 +70,7 @@ class Guard:
         except Refused as refused:
             await answer.refuse(refused.problem, receive if refused.drain else None)
         except asyncio.CancelledError:
-            # The server has waited long enough for its requests, and stops.
+            # The server is stopping and has waited too long for this request.
             if not answer.started:
                 await answer.refuse(problems.STOPPING, None)
         except Exception as error:
@@ -74,7 +80,7 @@ class Guard:
 
 
 class _Answer:
-    """The answer to one request: it adds the correlation id, records the status, and logs refusals."""
+    """The answer to one request. It adds the correlation id, records the status, and logs refusals."""
 
     def __init__(self, scope: Scope, facts: RequestFacts, send: Send) -> None:
         self._scope = scope
@@ -84,7 +90,7 @@ class _Answer:
 
     @property
     def started(self) -> bool:
-        """Whether an answer has begun."""
+        """Whether the answer has begun."""
         return self._facts.status != 0
 
     async def send(self, message: Message) -> None:
@@ -104,7 +110,9 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, problem: Problem, receive: Receive | None) -> None:
-        """Answer with the complete problem; then read and discard the rest of the request, and close."""
+        """Answer with a problem. If `receive` is given, read and drop the rest of the request, and close the
+        connection.
+        """
         self._facts.code = problem.code
         body = problem.body()
         headers = problem.all_headers() | {"Content-Length": str(len(body))}
@@ -120,7 +128,6 @@ class _Answer:
 
 
 def _add_demanded(message: Message) -> None:
-    """Add the headers that this status requires (Retry-After, WWW-Authenticate), if the answer lacks them."""
     names = {name.lower() for name, _ in message["headers"]}
     for name, value in problems.demanded(message["status"]).items():
         if (encoded := name.lower().encode()) not in names:
@@ -165,7 +172,7 @@ async def _drain(receive: Receive) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a receive() that first gives the body that was read, then the server's next message (a disconnect)."""
+    """Return a function that first returns the body that was read, and then the next messages of the server."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
