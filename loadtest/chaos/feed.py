@@ -33,6 +33,9 @@ Fact = tuple[str, ...]
 If an event type has no request id, device id or detail, this text is empty."""
 
 _FACTS: Final = """
+    SELECT ARRAY['device.updated', '', id::text, alias] FROM devices_device
+    WHERE starts_with(alias, 'renamed ')
+    UNION ALL
     SELECT ARRAY['device.push_dead', '', id::text, ''] FROM devices_device WHERE push_token_dead_at IS NOT NULL
     UNION ALL
     SELECT ARRAY['device.online', '', device_id::text, ''] FROM devices_presence WHERE online_from IS NOT NULL
@@ -89,7 +92,7 @@ def read(database_url: str) -> FeedSnapshot:
 
 _JUDGED: Final = frozenset(
     {
-        "device.push_dead", "device.online", "device.offline", "command.issued", "command.finished",
+        "device.updated", "device.push_dead", "device.online", "device.offline", "command.issued", "command.finished",
         "delivery.settled", "audit.refused",
     }
 )  # fmt: skip
@@ -102,6 +105,8 @@ def _fact(event_type: str, request_id: str, device_id: str, data: Mapping[str, A
         detail = data["outcome"]
     elif event_type == "delivery.settled":
         detail = f"late {data['result']['status']}" if data["late"] else data["state"]
+    elif event_type == "device.updated":
+        detail = data["alias"]
     elif event_type == "audit.refused":
         detail = data["code"]
     return event_type, request_id, device_id, detail

@@ -5,7 +5,7 @@ pushes.py compares the third ledger, the journal of the fake FCM. feed.py compar
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +51,7 @@ _RESULTS: Final = """
     WHERE report.status IN ('succeeded', 'failed') AND NOT report.duplicate
 """
 _SEEN: Final = "SELECT device_id::text, last_seen_at FROM devices_presence WHERE last_seen_at IS NOT NULL"
+_ALIASES: Final = "SELECT id::text, alias FROM devices_device WHERE alias IS NOT NULL"
 _NOW: Final = "SELECT extract(epoch FROM now())::float8"
 _UNSETTLED: Final = """
     SELECT EXISTS (SELECT FROM commands_delivery WHERE state IN ('pending', 'received'))
@@ -109,6 +110,7 @@ class DatabaseSnapshot:
     - `commands`: the request id and the note of each command.
     - `results`: the first final report of each delivery that has one.
     - `seen`: the time of the last heartbeat of each device, by device id.
+    - `aliases`: the alias of each device that has one, by device id.
     """
 
     read_at: float
@@ -116,6 +118,7 @@ class DatabaseSnapshot:
     deliveries: Sequence[Delivery]
     results: Mapping[Key, FinalReport]
     seen: Mapping[str, datetime]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(database_url: str) -> DatabaseSnapshot:
@@ -132,6 +135,7 @@ def read(database_url: str) -> DatabaseSnapshot:
             [Delivery(attempts[key], *columns) for key, *columns in connection.execute(_DELIVERIES)],
             {(command, device): FinalReport(*columns) for command, device, *columns in connection.execute(_RESULTS)},
             dict(connection.execute(_SEEN).fetchall()),
+            dict(connection.execute(_ALIASES).fetchall()),
         )
 
 
@@ -158,6 +162,7 @@ def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
     results = {(one.request_id, one.device_id) for one in account.results}
     return [
         *_of_commands(account, snapshot),
+        _all("accepted aliases are in the database", set(account.renamed.items()), snapshot.aliases.items()),
         _all("results that were answered with 200 are in the database", results, snapshot.results),
         _answered(account, snapshot),
         none(
@@ -236,7 +241,7 @@ def _of_commands(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
         _all("accepted commands are in the database", set(account.accepted), {one for one, _ in snapshot.commands}),
         _all("with a delivery for each of their devices", set(account.accepted), whole),
         none("commands that exist twice, or that no client sent", strange),
-        none("POSTs that never got an answer", account.unanswered),
+        none("writes that never got an answer", account.unanswered),
     ]
 
 

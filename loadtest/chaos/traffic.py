@@ -1,8 +1,8 @@
 """Simulated phones and an admin that continue to send requests during faults, and record all answers.
 
-A phone answers each command that it gets by push or by heartbeat. If the POST of a command gets an error or no answer,
-the admin sends the POST again. The repeated POST has the original body and the original Idempotency-Key. The admin
-repeats until the server answers with 200, but for at most GIVE_UP_SECONDS.
+A phone answers each command that it gets by push or by heartbeat. The admin issues commands, and gives phones new
+aliases. If a write of the admin gets an error or no answer, the admin sends the write again, with the original body and
+the original Idempotency-Key. The admin repeats until the server answers with 200, but for at most GIVE_UP_SECONDS.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from nexmdm.client.http_client import FleetClient
 from nexmdm.client.phone import Agent, Channel, Credentials, Envelope, Phone, Refusal, answer_in
 
 T = TypeVar("T")
-Kind = Literal["heartbeat", "result", "command"]
+Kind = Literal["heartbeat", "result", "command", "rename"]
 
 COMMANDS_PER_SECOND: Final = 20
 LARGEST_AUDIENCE: Final = 7
@@ -60,6 +60,7 @@ LONGEST_PAUSE_SECONDS: Final = 4
 must not end with a flood of requests."""
 
 TARGET: Final = "/admin/command"
+RENAMES_PER_SECOND: Final = 2
 _LOOK_SECONDS: Final = 0.05
 
 SPREAD: Final = 0.2
@@ -112,8 +113,11 @@ class Account:
     accepted: dict[str, frozenset[str]] = field(default_factory=dict)
     """By request id of each command whose POST was answered with 200: the ids of its devices."""
 
+    renamed: dict[str, str] = field(default_factory=dict)
+    """The new alias of each device whose alias the admin changed with the answer 200, by device id."""
+
     unanswered: int = 0
-    """The number of commands whose POST was never answered with 200."""
+    """The number of commands and changes of aliases that were never answered with 200."""
 
     results: list[Result] = field(default_factory=list)
     """All final reports that were answered with 200. A repeated report counts again."""
@@ -175,7 +179,9 @@ class Traffic:
             for member in self._members:
                 self._phones[member.push_token] = self._phone(member)
             going = [self._beat(phone) for phone in self._phones.values()]
-            tasks = [self._group.create_task(one) for one in (*going, self._hear_pushes(), self._command())]
+            tasks = [
+                self._group.create_task(one) for one in (*going, self._hear_pushes(), self._command(), self._rename())
+            ]
             self._commanding.set()
             found = await trial
             self._commanding.clear()
@@ -243,21 +249,39 @@ class Traffic:
     async def _post(self, target: Mapping[str, Any], devices: list[str], lives_seconds: int) -> None:
         note = f"chaos {next(self._numbers)}"
         command = {"action": "ping", "target": target, "note": note, "expires_in_seconds": lives_seconds}
-        body = orjson.dumps(command)
-        headers = {**self._admin.sign("POST", TARGET, body), "Content-Type": "application/json"}
         self.account.sent.add(note)
+        answer = await self._repeat("command", "POST", TARGET, orjson.dumps(command))
+        if answer is not None:
+            self.account.accepted[answer["request_id"]] = frozenset(devices)
+
+    async def _rename(self) -> None:
+        """Give each phone a new alias, in a random order, until cancelled."""
+        for member in random.sample(self._members, len(self._members)):
+            await self._commanding.wait()
+            self._work(self._change_alias(member.device_id, f"renamed {next(self._numbers)}"))
+            await asyncio.sleep(random.uniform(0.5, 1.5) / RENAMES_PER_SECOND)
+
+    async def _change_alias(self, device_id: str, alias: str) -> None:
+        target = f"/admin/devices/{device_id}"
+        if await self._repeat("rename", "PATCH", target, orjson.dumps({"alias": alias})) is not None:
+            self.account.renamed[device_id] = alias
+
+    async def _repeat(self, kind: Kind, method: str, target: str, body: bytes) -> dict[str, Any] | None:
+        """Send a write of the admin until its answer is 200. Return the answer; None if there was none in time."""
+        headers = {**self._admin.sign(method, target, body), "Content-Type": "application/json"}
         give_up_at, pause = time.monotonic() + GIVE_UP_SECONDS, PAUSE_SECONDS
         while time.monotonic() < give_up_at:
-            answer = await self._noted("command", self._answer(body, headers))
+            answer = await self._noted(kind, self._answer(method, target, body, headers))
             if answer is not None:
-                self.account.accepted[answer["request_id"]] = frozenset(devices)
-                return
+                return answer
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
         self.account.unanswered += 1
+        return None
 
-    async def _answer(self, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
-        async with self._admin_session.post(self._admin.url + TARGET, data=body, headers=headers) as response:
+    async def _answer(self, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+        url = self._admin.url + target
+        async with self._admin_session.request(method, url, data=body, headers=headers) as response:
             return await answer_in(response)
 
     async def _noted(self, kind: Kind, exchange: Awaitable[T]) -> T | None:

@@ -268,7 +268,8 @@ async def _live(tmp_path: Path, answer: Answer, heartbeats: int, settled: bool) 
         return settled
 
     app = web.Application()
-    app.add_routes([web.post("/v1/heartbeat", hear), web.post("/admin/command", accept)])
+    answers = [web.post("/admin/command", accept), web.patch("/admin/devices/{device_id}", accept)]
+    app.add_routes([web.post("/v1/heartbeat", hear), *answers])
     journal = tmp_path / "journal"
     journal.touch()
     async with TestServer(app) as server:
@@ -299,7 +300,7 @@ def test_an_error_of_a_phone_ends_the_run(tmp_path: Path) -> None:
 def test_an_envelope_that_a_phone_does_not_trust_is_counted_and_no_result_is_claimed(tmp_path: Path) -> None:
     account = live(tmp_path, lambda _: heartbeat(ENVELOPE), heartbeats=2)
     assert account.refused > 0
-    assert {one.kind for one in account.exchanges} <= {"heartbeat", "command"}
+    assert {one.kind for one in account.exchanges} <= {"heartbeat", "command", "rename"}
     assert account.results == []
 
 
@@ -325,6 +326,7 @@ def address() -> str:
 def test_the_ledgers_of_a_working_server_agree_and_a_loss_is_noticed(admin: Admin, fcm: FcmStandin) -> None:
     phones = [admin.enrol(token, push_token=token) for token in ("ok-1", "unavailable-2")]
     request_id = admin.command("ping", to=phones, note="chaos 1").json["request_id"]
+    assert admin.call("PATCH", f"/admin/devices/{phones[0].device_id}", {"alias": "renamed 1"}).status == 200
     call_command("dispatch", once=True)
     heard = phones[0].heartbeat().json["server_time"]
     told = phones[0].report(request_id, "succeeded", via="push").json
@@ -332,6 +334,7 @@ def test_the_ledgers_of_a_working_server_agree_and_a_loss_is_noticed(admin: Admi
     account = Account(
         sent={"chaos 1"},
         accepted={request_id: frozenset(one.device_id for one in phones)},
+        renamed={phones[0].device_id: "renamed 1"},
         results=[Result(*said, told["state"], told["late"], at=time.time())],
         heard={phones[0].device_id: heard},
         settled_after_seconds=1,

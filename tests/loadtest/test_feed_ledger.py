@@ -36,12 +36,13 @@ def missed(ids: list[str] | None = None) -> set[str]:
 
 @pytest.fixture
 def loop(admin: Admin) -> None:
-    """Two devices, of which one comes online and goes offline again.
+    """Two devices, of which one comes online and goes offline again. An admin renames it.
 
     A command to both succeeds on one in time, and fails late on the other. One write is refused.
     """
     first, second = admin.enrol_fleet(2)
     assert first.heartbeat().status == 200
+    assert admin.call("PATCH", f"/admin/devices/{first.device_id}", {"alias": "renamed 1"}).status == 200
     database.execute("UPDATE devices_presence SET last_seen_at = last_seen_at - interval '1 hour'")
     assert spans.end_silent(10) == 1
     request_id = admin.command().json["request_id"]
@@ -55,6 +56,7 @@ def loop(admin: Admin) -> None:
 def test_a_sound_run_passes(loop: None) -> None:
     assert missed() == set()
     assert set(snapshot().events) == {
+        ("device.updated", "", database.row(_SEEN)[0], "renamed 1"),
         *((f"device.{state}", "", database.row(_SEEN)[0], "") for state in ("online", "offline")),
         ("command.issued", *request(), "", ""),
         ("command.finished", *request(), "", "partial"),
@@ -72,7 +74,9 @@ def settled() -> list[tuple[str, str]]:
     return [*rows, *((device, "late failed") for device, state in rows if state == "expired")]
 
 
-@pytest.mark.parametrize("event_type", ["command.issued", "command.finished", "delivery.settled", "audit.refused"])
+@pytest.mark.parametrize(
+    "event_type", ["command.issued", "command.finished", "delivery.settled", "audit.refused", "device.updated"]
+)
 def test_a_fact_without_its_event_is_noticed(loop: None, event_type: str) -> None:
     database.execute("DELETE FROM nexmdm_event WHERE type = %s", [event_type])
     assert ONE_EVENT in missed()

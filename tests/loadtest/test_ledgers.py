@@ -77,6 +77,7 @@ class World:
             sent={"chaos 1"},
             accepted={"command-1": frozenset({"device-1", "device-2"})},
             results=[Result("command-1", "device-1", "succeeded", "push", "succeeded", late=False, at=NOW + 20)],
+            renamed={"device-1": "renamed 1"},
             heard={"device-1": SEEN.isoformat()},
             settled_after_seconds=20,
         )
@@ -90,6 +91,7 @@ class World:
             ],
             results={("command-1", "device-1"): FinalReport("succeeded", late=False)},
             seen={"device-1": SEEN},
+            aliases={"device-1": "renamed 1"},
         )
         self.sends = [send("ok-1", "m1"), send("ok-2", "m2"), send("ok-2", "m3", at=NOW + 45.5)]
 
@@ -115,6 +117,10 @@ def lose_the_command(world: World) -> None:
 
 def lose_a_delivery(world: World) -> None:
     world.snapshot = replace(world.snapshot, deliveries=world.snapshot.deliveries[:1])
+
+
+def lose_an_alias(world: World) -> None:
+    world.snapshot = replace(world.snapshot, aliases={})
 
 
 def carry_out_a_post_twice(world: World) -> None:
@@ -382,8 +388,9 @@ def test_correct_ledgers_keep_every_promise() -> None:
     [
         (lose_the_command, "accepted commands are in the database"),
         (lose_a_delivery, "with a delivery for each of their devices"),
+        (lose_an_alias, "accepted aliases are in the database"),
         (carry_out_a_post_twice, "commands that exist twice, or that no client sent"),
-        (never_answer_a_post, "POSTs that never got an answer"),
+        (never_answer_a_post, "writes that never got an answer"),
         (refuse_an_envelope, "envelopes that a phone refused"),
         (never_settle, "everything was settled afterwards"),
         (lose_a_result, "results that were answered with 200 are in the database"),
