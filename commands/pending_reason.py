@@ -214,7 +214,7 @@ def _what_the_push_waits_for(row: Any) -> str:
     else:
         return f"push failed {_times(failures)}, and will be tried again"
     if failures:
-        return f"push failed {_times(failures)}, the next push {stands}"
+        return f"push failed {_times(failures)}, and the next push {stands}"
     if row.last_push is None and settings.FIREBASE_SERVICE_ACCOUNT is None:
         return "Firebase is not configured, so the command goes with the next heartbeat"
     return f"the push {stands}"

@@ -42,7 +42,7 @@ The answer to the report may have been lost.
 
 
 class UnknownRequest(DomainError):
-    detail = "This device has no delivery with this request_id."
+    detail = "No command with this request_id was sent to this device."
 
 
 class MayRetire(Exception):

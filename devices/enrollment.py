@@ -27,23 +27,26 @@ and knows the hardware id can get the device's credentials; those of the phone t
 
 
 class InvalidEnrollmentToken(DomainError):
-    detail = "The enrollment token is not valid. Ask an admin for a new one."
+    detail = "The enrollment token is not valid. Ask an admin for a new enrollment token."
 
 
 class EnrollmentTokenExpired(DomainError):
-    detail = "The enrollment token has expired. Ask an admin for a new one."
+    detail = "The enrollment token has expired. Ask an admin for a new enrollment token."
 
 
 class EnrollmentTokenExhausted(DomainError):
-    detail = "The enrollment token has no uses left. Ask an admin for a new one."
+    detail = "The enrollment token has no uses left. Ask an admin for a new enrollment token."
 
 
 class EnrollmentTokenRevoked(DomainError):
-    detail = "The enrollment token has been revoked. Ask an admin for a new one."
+    detail = "The enrollment token has been revoked. Ask an admin for a new enrollment token."
 
 
 class HardwareKnown(DomainError):
-    detail = "This hardware_id is enrolled already. To register it again, use an enrollment token made with re_enroll."
+    detail = (
+        "A device with this hardware_id exists already. To register the phone again, use an enrollment token that "
+        "was created with re_enroll."
+    )
 
     def __init__(self, device_id: UUID) -> None:
         super().__init__()
@@ -55,7 +58,10 @@ class UnknownEnrollmentToken(DomainError):
 
 
 class DeviceRetired(DomainError):
-    detail = "This device is retired. Register the phone again with any valid enrollment token: it keeps its device_id."
+    detail = (
+        "This device is retired. Register the phone again with any valid enrollment token. The phone then keeps its "
+        "device_id."
+    )
 
 
 class UnknownDevice(DomainError):

@@ -29,7 +29,7 @@ LEASE: Final = timedelta(seconds=45)
 """
 
 LEAST: Final = timedelta(seconds=envelope.LEAST_TTL_SECONDS)
-ORPHANED: Final = "the dispatcher did not record an answer"
+ORPHANED: Final = "the dispatcher stored no answer of FCM"
 
 
 class Claimed(NamedTuple):

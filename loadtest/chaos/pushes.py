@@ -36,7 +36,7 @@ FIRST_RETRY_SECONDS: Final = 10
 LONGEST_RETRY_SECONDS: Final = 900
 """The pauses before the server's next try: after `blocked`, or after n failures, with a random part."""
 
-ORPHANED: Final = "the dispatcher did not record an answer"
+ORPHANED: Final = "the dispatcher stored no answer of FCM"
 NOT_SENT: Final = "not sent: "
 """The server's texts for an attempt whose dispatcher died, and for an attempt that was not sent."""
 

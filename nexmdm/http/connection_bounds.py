@@ -49,8 +49,10 @@ for _bound in (_PER_ADDRESS, _IN_TOTAL):
     REFUSED.labels(_bound)
 
 _TOO_MANY: Final = {
-    _PER_ADDRESS: problems.general(503, "Too many connections come from this address. Close some, then try again."),
-    _IN_TOTAL: problems.general(503, "Too many connections are open. Try again shortly."),
+    _PER_ADDRESS: problems.general(
+        503, "Too many connections come from this address. Close some connections, then try again."
+    ),
+    _IN_TOTAL: problems.general(503, "Too many connections are open. Try again in a few seconds."),
 }
 
 

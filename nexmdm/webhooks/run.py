@@ -28,12 +28,12 @@ BEGINS_WITHIN_SECONDS: Final = LEASE.total_seconds() - TIMEOUT_SECONDS - 5
 5 s of it are for storing the answer."""
 
 _UNSIGNED: Final = (
-    "The SECRET_KEY from which the webhook's secret is derived is not configured any more. Rotate the secret, then "
-    "resume the webhook."
+    "The webhook's secret was derived from a SECRET_KEY that is not configured any more. Rotate the webhook's "
+    "secret, then resume the webhook."
 )
 _CURSOR_EXPIRED: Final = (
-    "Events after the webhook's cursor are deleted, or the database was restored. Replay from a cursor whose events "
-    "are kept, then resume the webhook."
+    "Events after the webhook's cursor were deleted, or the database was restored. Replay the webhook from a cursor "
+    "whose events still exist, then resume the webhook."
 )
 
 

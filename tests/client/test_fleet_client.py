@@ -242,7 +242,7 @@ def test_a_dry_run_sends_nothing(network: InProcess, phone: Phone) -> None:
 
 def test_an_unknown_action_of_send_is_refused(network: InProcess, phone: Phone) -> None:
     ran = run("send", "wipee", phone.device_id, transport=network)
-    assert "422 invalid_request): There is no such action. Nothing was queued." in ran.err
+    assert "422 invalid_request): There is no such action. No command was sent." in ran.err
     assert "body.action: must be one of ping, " in ran.err
 
 
@@ -257,7 +257,7 @@ def test_a_wipe_shows_how_to_name_the_phones(network: InProcess, admin: Admin, t
 
 def test_a_message_about_one_device_is_in_the_singular(network: InProcess, phone: Phone) -> None:
     ran = run("send", "ping", "all", "--expect-count", "20", transport=network)
-    assert "The target is 1 device, but expect_count is 20." in ran.err
+    assert "The target contains 1 device, but expect_count is 20." in ran.err
     assert (
         "1 of the devices in the request is unknown, revoked or retired." in run("ping", UNKNOWN, transport=network).err
     )

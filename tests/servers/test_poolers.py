@@ -129,7 +129,7 @@ async def listened(until: str) -> tuple[list[str], float]:
 
 
 def test_without_a_direct_address_the_dispatcher_polls_more_often_and_logs_why(pooled: None) -> None:
-    assert asyncio.run(listened("set DIRECT_DATABASE_URL")) == (["listen.lost"], DEAF_POLL_SECONDS)
+    assert asyncio.run(listened("Set DIRECT_DATABASE_URL")) == (["listen.lost"], DEAF_POLL_SECONDS)
 
 
 def test_with_a_direct_address_the_dispatcher_is_woken(
