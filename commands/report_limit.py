@@ -34,7 +34,7 @@ REMEMBERED: Final = 100_000
 """The largest number of devices that a process counts (20 MB). With one more, all counts begin again."""
 
 REFUSED: Final = CounterMetric(
-    "nexmdm_reports_refused", "Reports that were answered 429, because their device was over DEVICE_RATE_LIMIT."
+    "nexmdm_reports_refused", "Reports that got the answer 429, because the device exceeded DEVICE_RATE_LIMIT."
 )
 
 

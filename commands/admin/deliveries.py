@@ -66,7 +66,7 @@ class _OfCommandAndDevice(ReadOnlyAdmin):
 
     to_delivery: ClassVar = ""
 
-    search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
+    search_help_text = "Type a whole request id, a whole device id, or a part of an alias or a hardware id."
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the rows with their command and device, without bulky and secret columns."""
@@ -146,7 +146,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     """One command for one device, with its result, and its timeline from issue to settlement."""
 
     change_form_template = "commands/delivery.html"
-    empty = "A command has one delivery for each of its devices. Send a command: manage.py fleet ping all."
+    empty = "A command has one delivery for each of its devices. To send a command, run manage.py fleet ping all."
 
     list_display = ("action", "to_device", "state_now", "reason", "push", "issued", "settled", "request_id", "id")
     list_filter = (

@@ -15,7 +15,7 @@ class DispatcherSeenAdmin(ReadOnlyAdmin):
     """The list of running dispatchers, each with the state of its circuit."""
 
     list_display = ("name", "started", "last_seen", "circuit_now", "circuit_reason")
-    empty = "Start one: manage.py dispatch. (make run starts one.)"
+    empty = "To start a dispatcher, run manage.py dispatch. make run also starts a dispatcher."
     fields: ClassVar = ["name", "started", "last_seen", "circuit_now", "circuit_reason"]
     # A dispatcher's row is deleted at most a day after its end, so one page shows all rows.
     ordering: ClassVar = ["-last_seen_at"]

@@ -85,8 +85,8 @@ def options(given: Mapping[str, Any], *, statement_seconds: int, lock_seconds: i
 def _refuse_ambiguous(variable: str, url: str) -> None:
     """Refuse a raw @ in the password: libpq would read the text after it as the host, and show it in its errors."""
     if "://" in url and url.partition("?")[0].count("@") > 1:
-        message = f"{variable} has more than one @ in front of its host."
-        raise Misconfigured(ConfigError.MALFORMED, message, "Write an @ of the user or the password as %40.")
+        message = f"{variable} has more than one @ before the host."
+        raise Misconfigured(ConfigError.MALFORMED, message, "In the user and the password, write %40 instead of @.")
 
 
 def _refuse_unknown(variable: str, url: str) -> None:
@@ -102,4 +102,8 @@ def _refuse_unknown(variable: str, url: str) -> None:
             # A raw ? in the password would make the text after it a parameter's name.
             shown = f" {name}" if "@" not in parts.query and _SHOWN.fullmatch(name) else ""
             message = f"{variable} has a parameter{shown} that PostgreSQL's client library does not know."
-            raise Misconfigured(ConfigError.MALFORMED, message, _HINTS.get(name, "Remove it, or correct its name."))
+            raise Misconfigured(
+                ConfigError.MALFORMED,
+                message,
+                _HINTS.get(name, "Remove the parameter, or correct the parameter's name."),
+            )

@@ -44,7 +44,7 @@ _PER_ADDRESS: Final = "address"
 _IN_TOTAL: Final = "total"
 
 OPEN = Gauge("nexmdm_connections", "Open connections of all web workers.", multiprocess_mode="livesum")
-REFUSED = Counter("nexmdm_connections_refused", "Connections refused, by the limit that was reached.", ["bound"])
+REFUSED = Counter("nexmdm_connections_refused", "Refused connections, by the limit that caused the refusal.", ["bound"])
 for _bound in (_PER_ADDRESS, _IN_TOTAL):
     REFUSED.labels(_bound)
 

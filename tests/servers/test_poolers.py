@@ -112,7 +112,7 @@ def test_statement_pooling_is_refused_by_name(
     ):
         (found,) = checks.connections()
         assert (found.id, "pool_mode" in (found.hint or "")) == (ConfigError.STATEMENT_POOLING, True)
-        with pytest.raises(CommandError, match="pools statements"):
+        with pytest.raises(CommandError, match="pool_mode = statement"):
             call_command("migrate", verbosity=0)
 
 

@@ -34,7 +34,7 @@ def _start() -> str:
 def _stop() -> str:
     instance = instance_lock.acquire(settings.DATA_DIR)
     if instance is None:
-        raise CommandError("serve uses this PostgreSQL. Stop serve, which stops PostgreSQL too.")
+        raise CommandError("`manage.py serve` uses this PostgreSQL. Stop serve, which also stops PostgreSQL.")
     with instance:
         return "PostgreSQL stopped." if embedded_postgres.stop(settings.DATA_DIR) else "PostgreSQL was not running."
 

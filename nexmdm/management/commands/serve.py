@@ -180,7 +180,7 @@ def _welcome(listener: socket.socket) -> str:
 def _facts(url: str, command: str) -> Iterator[str]:
     if settings.API_DOCS:
         yield f"  API          {url}/docs"
-    yield f"  Admin site   {url}/django-admin/   (a first user: {command} createsuperuser)"
+    yield f"  Admin site   {url}/django-admin/   (to create the first user: {command} createsuperuser)"
     if settings.EMBEDDED:
         yield f"  Secrets      {settings.SECRETS_FILE}"
     if os.geteuid() == 0:
@@ -189,9 +189,11 @@ def _facts(url: str, command: str) -> Iterator[str]:
         yield "  Push         Firebase is not configured: commands travel by heartbeat"
     else:
         yield f"  Push         Firebase project {settings.FIREBASE_SERVICE_ACCOUNT['project_id']}"
-    yield "  A simulated phone, in another terminal" + ("" if settings.EMBEDDED else " with the same environment")
+    yield "  To start a simulated phone, run in another terminal" + (
+        "" if settings.EMBEDDED else " with the same environment"
+    )
     yield f"    {command} simulate"
-    yield "  and a first command for it, in a third one"
+    yield "  To send the phone a first command, run in a third terminal"
     yield f"    {command} fleet ping all --wait"
 
 
