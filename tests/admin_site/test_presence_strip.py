@@ -100,4 +100,4 @@ def test_a_device_that_comes_and_goes_often_shows_its_newest_states(
         serve(hours=1)
     page = page_of(browser, phone)
     assert [look for look, _, _ in parts(page)] == ["hatched", "good", "hatched"]
-    assert "only the newest 3 states are shown" in plain(section(page))
+    assert "Only the newest 3 states are shown" in plain(section(page))

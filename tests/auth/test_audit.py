@@ -477,7 +477,7 @@ def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_rep
     prune()
     # The mark stores the last deleted entry.
     assert verify("--witness", f"{third.id}:{third.hash}").startswith("Verified 2 entries")
-    assert "Retention has deleted entry 2. Keep a newer place" in broken("--witness", f"2:{third.previous}")
+    assert "Retention has deleted entry 2. Use a newer place" in broken("--witness", f"2:{third.previous}")
 
 
 @commits

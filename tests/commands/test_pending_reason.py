@@ -123,7 +123,7 @@ def test_the_reason_without_a_push_token_names_the_next_heartbeat(admin: Admin, 
         ("invalid-1", 600, "FCM refused the push."),
         ("unavailable-1", 600, "Push failed once, and will be tried again."),
         ("reset-1", 600, "Push failed once, and will be tried again."),
-        ("forbidden-1", 600, "Push failed once, the next push is not sent yet."),
+        ("forbidden-1", 600, "Push failed once, and the next push is not sent yet."),
         ("unavailable90-1", 60, "Push failed once, and no time is left for another push before the expiry."),
         ("reset-1", 10, "Push failed once, and no time is left for another push before the expiry."),
     ],
@@ -177,7 +177,7 @@ def test_a_returned_push_is_not_sent_yet_and_counts_as_no_failure(
     *sent, given_back = [ping(admin, f"forbidden-{number}") for number in range(circuit_breaker.SEVERAL_DEVICES + 1)]
     dispatch()
     assert Attempt.objects.get(delivery__device_id=given_back.device_id).detail.startswith("not sent: ")
-    assert {why_open(admin, phone) for phone in sent} == {"Push failed once, the next push is not sent yet."}
+    assert {why_open(admin, phone) for phone in sent} == {"Push failed once, and the next push is not sent yet."}
     assert why_open(admin, given_back) == "The push is not sent yet."
 
 
@@ -196,12 +196,12 @@ def test_only_pushes_that_were_sent_count_as_failed(admin: Admin, fcm: FcmStandi
 
     fcm.oauth_down = True
     dispatch()
-    assert why_open(admin) == "Push failed twice, the next push is not sent yet."
+    assert why_open(admin) == "Push failed twice, and the next push is not sent yet."
 
     Delivery.objects.update(next_attempt_at=Now())
     outbox.claim_due(1)
     assert Delivery.objects.get().attempt_count == 4
-    assert why_open(admin) == "Push failed twice, the next push is being sent."
+    assert why_open(admin) == "Push failed twice, and the next push is being sent."
 
 
 def test_a_push_whose_dispatcher_died_is_being_sent_until_its_lease_is_over(admin: Admin, fcm: FcmStandin) -> None:
@@ -209,7 +209,7 @@ def test_a_push_whose_dispatcher_died_is_being_sent_until_its_lease_is_over(admi
     outbox.claim_due(1)
     assert why_open(admin) == "The push is being sent."
     let_pass(seconds=outbox.LEASE.total_seconds())
-    assert why_open(admin) == "Push failed once, the next push is not sent yet."
+    assert why_open(admin) == "Push failed once, and the next push is not sent yet."
 
 
 def test_the_reason_shows_that_no_time_was_left_for_a_push(admin: Admin, fcm: FcmStandin) -> None:
@@ -226,7 +226,7 @@ def test_after_a_new_push_token_a_refused_push_is_due_again(admin: Admin, fcm: F
     phone = ping(admin, "invalid-1")
     dispatch()
     phone.heartbeat(push_token="ok-1")
-    assert why_open(admin) == "Push failed once, the next push is not sent yet."
+    assert why_open(admin) == "Push failed once, and the next push is not sent yet."
 
 
 def test_the_admin_site_shows_the_same_reason_although_its_timeline_is_cut(

@@ -49,7 +49,7 @@ def test_a_missing_short_malformed_or_placeholder_secret_stops_the_start_without
     monkeypatch: pytest.MonkeyPatch, value: str, fault: ConfigError
 ) -> None:
     monkeypatch.setenv("ADMIN_KEY", value)
-    with pytest.raises(Misconfigured, match=rf"^\({fault}\) ADMIN_KEY .* Make one with: ") as refused:
+    with pytest.raises(Misconfigured, match=rf"^\({fault}\) ADMIN_KEY .* To create a secret, run: ") as refused:
         environment.secret("ADMIN_KEY", None)
     assert not value or value not in str(refused.value)
 
@@ -233,7 +233,9 @@ def test_a_network_that_no_client_can_be_in_is_refused(monkeypatch: pytest.Monke
 )
 def test_an_invalid_rate_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ADMIN_RATE_LIMIT", value)
-    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) ADMIN_RATE_LIMIT must look like 120/m"):
+    with pytest.raises(
+        Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) ADMIN_RATE_LIMIT must be a number, a slash and a unit"
+    ):
         environment.rate("ADMIN_RATE_LIMIT", "120/m")
 
 

@@ -60,7 +60,7 @@ def show_command(session: Session, command: Json, shown: Shown) -> None:
         session.terminal.line("")
     session.terminal.table(rows.DELIVERIES, [rows.delivery(row) for row in deliveries])
     if count > len(deliveries):
-        more = f"`{session.program} command {command['request_id']} --limit {count}` shows them all."
+        more = f"`{session.program} command {command['request_id']} --limit {count}` shows all deliveries."
         session.terminal.hint(f"These are {len(deliveries)} of {count} deliveries; failures come first. {more}")
 
 

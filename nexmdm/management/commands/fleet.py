@@ -31,7 +31,7 @@ class OwnServer:
 class Command(BaseCommand):
     """Pass the command line on: the program has its own parser."""
 
-    help = "Call a running server as an admin: every request is signed with ADMIN_KEY and HMAC_SECRET."
+    help = "Call a running server as an admin. The client signs every request with ADMIN_KEY and HMAC_SECRET."
     requires_system_checks = ()
 
     def run_from_argv(self, argv: list[str]) -> NoReturn:

@@ -36,7 +36,7 @@ FCM_PORT: Final = 8099
 _REGISTERING: Final = 4
 """The number of phones that register at the same time. Each registration costs the server a password hash."""
 
-_START: Final = "Is the server running? Start it with `make run`, or name another server with --url."
+_START: Final = "Is the server running? Start the server with `make run`, or name another server with --url."
 
 
 @dataclass(frozen=True, slots=True)
