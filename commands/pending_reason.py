@@ -170,7 +170,8 @@ def _reports_of_the_phone(row: Any) -> list[str]:
     if row.last_word is None:
         return []
     deferred = row.last_word == ReportStatus.DEFERRED
-    return [f"deferred {_times(row.deferrals)}" if deferred else f"the phone reported {row.last_word}"]
+    said = f"deferred the command {_times(row.deferrals)}" if deferred else f"reported {row.last_word}"
+    return [f"the phone {said}"]
 
 
 def _silence(row: Any) -> list[str]:
@@ -178,15 +179,16 @@ def _silence(row: Any) -> list[str]:
     if seen is None:
         return ["the device has never sent a heartbeat"]
     silence = row.now - seen
-    return [f"silent for {_span(silence)}"] if seen <= row.online_after and silence > _MINUTE else []
+    is_silent = seen <= row.online_after and silence > _MINUTE
+    return [f"the device has sent no heartbeat for {_span(silence)}"] if is_silent else []
 
 
 def _push_trouble(row: Any) -> list[str]:
     if row.device.push_token is None:
-        pending = row.state == DeliveryState.PENDING
-        return ["no push token, so the command goes with the next heartbeat" if pending else "no push token"]
+        offered = ", and the phone gets the command with its next heartbeat"
+        return [f"the device has no push token{offered if row.state == DeliveryState.PENDING else ''}"]
     if row.device.push_token_dead_at is not None:
-        return ["push token dead"]
+        return ["the push token is dead"]
     if row.state != DeliveryState.PENDING:
         return []
     if row.push_state == PushState.UNDELIVERABLE:
@@ -216,7 +218,7 @@ def _what_the_push_waits_for(row: Any) -> str:
     if failures:
         return f"push failed {_times(failures)}, and the next push {stands}"
     if row.last_push is None and settings.FIREBASE_SERVICE_ACCOUNT is None:
-        return "Firebase is not configured, so the command goes with the next heartbeat"
+        return "Firebase is not configured, and the phone gets the command with its next heartbeat"
     return f"the push {stands}"
 
 

@@ -81,10 +81,14 @@ def _text(value: str) -> str:
 
 
 _HARDWARE_ID: Final = (
-    "A text that no other phone sends. Blanks around it are removed. Texts that many phones send are refused, "
-    f"in upper or lower case: {', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and texts that contain only zeros."
+    "A text that no other phone sends. Blanks at the beginning and the end are removed. These texts are refused in "
+    f"upper and lower case, because many phones send them: {', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and "
+    "texts that contain only zeros."
 )
-_ALIAS: Final = "Stored without blanks around it, in NFC. No control or format characters. Case makes no difference."
+_ALIAS: Final = (
+    "Stored in NFC, without blanks at the beginning and the end. Control and format characters are not allowed. "
+    "Upper and lower case make no difference."
+)
 _NAMED_ALIAS: Final = "The alias of a device, in upper or lower case."
 
 
@@ -107,7 +111,7 @@ PushToken = Annotated[
     Field(
         min_length=1,
         max_length=4096,
-        description="No blanks, no control characters, no placeholder such as BLACKLISTED.",
+        description="Blanks, control characters and placeholders such as BLACKLISTED are not allowed.",
     ),
     AfterValidator(identity.push_token),
 ]

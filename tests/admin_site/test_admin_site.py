@@ -580,7 +580,7 @@ def test_a_delivery_has_a_timeline_from_issue_to_settlement(worked: World, brows
 
 def test_an_open_delivery_shows_its_reason(worked: World, browser: Client) -> None:
     (waiting,) = Delivery.objects.filter(state="pending")
-    assert "Why open: Push token dead." in text_of(browser, waiting)
+    assert "Why open: The push token is dead." in text_of(browser, waiting)
     Delivery.objects.filter(pk=waiting.pk).update(state="cancelled", settled_at=worked.now)
     assert "Why open: -" in text_of(browser, waiting)
 

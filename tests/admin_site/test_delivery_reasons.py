@@ -142,7 +142,10 @@ def test_the_list_of_commands_names_the_device_of_a_command_to_one_and_the_csv_h
 
 def test_an_open_delivery_has_its_reason_in_the_list_and_the_csv(admin: Admin, phone: Phone, browser: Browser) -> None:
     admin.command(to=phone)
-    why = "The device has never sent a heartbeat; no push token, so the command goes with the next heartbeat."
+    why = (
+        "The device has never sent a heartbeat; the device has no push token, and the phone gets the command with "
+        "its next heartbeat."
+    )
     answer = browser.get(reverse("nexmdm-admin:commands_delivery_changelist"), {"state": "not succeeded"})
     assert why in plain(answer.content.decode())
 
