@@ -18,8 +18,8 @@ except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] in ("commands", "devices", "nexmdm"):
         raise
     sys.exit(
-        f"{sys.executable} has no {missing.name}: it is not the Python of NexMDM's environment. To create this "
-        "environment, run `make install`. Then run .venv/bin/python manage.py instead."
+        f"{sys.executable} has no {missing.name}, because it is not the Python of NexMDM's environment. To create "
+        "this environment, run `make install`. Then run .venv/bin/python manage.py instead."
     )
 
 WRONG_USAGE: Final = 2

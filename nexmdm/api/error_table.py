@@ -32,7 +32,7 @@ _NXD1: Final = {"WWW-Authenticate": "NXD1"}
 
 
 class UnknownQuery(DomainError):
-    detail = "The operation has no such query parameters."
+    detail = "The query has parameters that the operation does not have."
 
     def __init__(self, names: list[str]) -> None:
         super().__init__("The query has unknown parameters. `errors` names each parameter.")
@@ -135,7 +135,7 @@ def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
 
 
 def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
-    return problems.general(400, "The request is malformed. Correct it before you send it again.").response()
+    return problems.general(400, "The request is malformed. Correct the request before you send it again.").response()
 
 
 def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> HttpResponse:

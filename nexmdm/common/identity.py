@@ -82,7 +82,7 @@ def push_token(given: str) -> str:
     else:
         is_broken = any(character.isspace() or category(character) in ("Cc", "Cs") for character in given)
     if is_broken:
-        raise ValueError("is not a push token: it contains blanks, control characters or lone surrogates")
+        raise ValueError("must be a push token, without blanks, control characters or lone surrogates")
     if len(given) < 16 and given.casefold() in PUSH_TOKEN_PLACEHOLDERS:
         raise ValueError("is a placeholder, not a push token")
     return given

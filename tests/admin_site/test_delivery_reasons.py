@@ -175,5 +175,5 @@ def test_the_client_shows_which_devices_did_not_get_a_command_and_why(
         assert NEVER_SEEN in table
         assert ("reported succeeded later." in table.splitlines()[-1]) == (most == 100)
         assert ("reported succeeded later." in table) == (most == 100)
-        assert ("These are 2 of 3 deliveries; failures come first." in ran.err) == (most == 2)
+        assert ("These are 2 of 3 deliveries. Failures come first." in ran.err) == (most == 2)
     assert Delivery.objects.filter(state="succeeded").count() == 1

@@ -292,5 +292,5 @@ def test_devices_without_the_command_and_the_reasons_are_in_the_table_and_in_csv
     one = run("command", request_id, "--not-succeeded", "-o", "csv", "--limit", "1", transport=network)
     assert one.out.splitlines() == lines[:2]
     assert (
-        f"These are 1 of 2 deliveries; failures come first. `manage.py fleet command {request_id} --limit 2`" in one.err
+        f"These are 1 of 2 deliveries. Failures come first. `manage.py fleet command {request_id} --limit 2`" in one.err
     )

@@ -54,7 +54,9 @@ _ANYWHERE: Final = (
     _general(400, "The request or its chunked body is not valid HTTP/1.1."),
     _general(408, "The body did not arrive in time."),
     _general(413, "The body is larger than this path allows."),
-    _general(415, "The body is not sent as Content-Type: application/json, or it is compressed (Content-Encoding)."),
+    _general(
+        415, "The body is not sent as Content-Type: application/json, or the body is compressed (Content-Encoding)."
+    ),
     _general(
         422, "The request is not valid, or the query has unknown parameters. `errors` names each problem and its place."
     ),

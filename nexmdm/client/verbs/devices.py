@@ -105,7 +105,7 @@ def _show_history(session: Session, found: Json) -> int:
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 @click.option("--alias", metavar="NAME", help="The new alias.")
 @click.option("--no-alias", is_flag=True, help="Remove the alias.")
-@click.option("--tag", "tags", multiple=True, help="A new tag; may be repeated. All present tags are removed.")
+@click.option("--tag", "tags", multiple=True, help="A new tag; may be repeated. The new tags replace all present tags.")
 @click.option("--no-tags", is_flag=True, help="Remove all tags.")
 def change(
     session: Session, name: str, alias: str | None, *, no_alias: bool, tags: tuple[str, ...], no_tags: bool

@@ -110,7 +110,7 @@ def _new_file(path: Path | None) -> Iterator[IO[bytes] | None]:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise Unfulfilled(f"{path} exists already. Remove it, or name another file.") from error
+        raise Unfulfilled(f"{path} exists already. Remove this file, or name another file.") from error
     except OSError as error:
         raise Unfulfilled(f"{path} cannot be created: {error.strerror}.") from error
     try:

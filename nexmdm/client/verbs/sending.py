@@ -79,7 +79,7 @@ def send(
 ) -> int:
     """Send a command. For some actions, first ask the admin to confirm."""
     if dry_run and (wait or timeout is not None):
-        raise click.UsageError("--dry-run sends nothing, so it does not work with --wait.")
+        raise click.UsageError("--dry-run does not work with --wait, because --dry-run sends nothing.")
     body = {"action": action, "params": {one.name: one.value for one in param}}
     body |= given(
         expires_in_seconds=options["expires_in"],

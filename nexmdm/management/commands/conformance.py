@@ -24,8 +24,8 @@ class Command(BaseCommand):
     """Exit status 0 if all promises were kept, else 1."""
 
     help = (
-        "Test an agent: start a server for it, inject faults, and print which promises of docs/agent.md the agent "
-        "keeps."
+        "Test an agent. The kit starts a server for the agent, injects faults, and prints which promises of "
+        "docs/agent.md the agent keeps."
     )
     requires_system_checks = ()
 
@@ -52,7 +52,9 @@ class Command(BaseCommand):
         command = command[1:] if command[:1] == ["--"] else command
         if not command or shutil.which(command[0]) is None:
             named = f"{command[0]!r} is not a program" if command else "No agent is named"
-            raise CommandError(f"{named}. Name its command: manage.py conformance -- python docs/agent/agent.py")
+            raise CommandError(
+                f"{named}. Write the command that starts the agent: manage.py conformance -- python docs/agent/agent.py"
+            )
         # A shell starts a job in the background with SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:

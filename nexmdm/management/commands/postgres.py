@@ -12,7 +12,7 @@ from nexmdm.standalone import embedded_postgres, instance_lock
 class Command(BaseCommand):
     """Start it, stop it, or print its address."""
 
-    help = 'The embedded PostgreSQL: start, stop, or url (as in: psql "$(manage.py postgres url)").'
+    help = 'Start or stop the embedded PostgreSQL, or print its URL (as in: psql "$(manage.py postgres url)").'
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:

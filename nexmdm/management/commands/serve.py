@@ -106,9 +106,13 @@ class Command(BaseCommand):
                 return True
             processes.poll()
             if processes.lost:
-                raise CommandError(f"{processes.lost[0]} ended before the server was ready; its output is above.")
+                raise CommandError(
+                    f"{processes.lost[0]} ended before the server was ready. The output of this process is above."
+                )
             if time.monotonic() > deadline:
-                raise CommandError(f"Not ready after {_READY_SECONDS} seconds; /readyz answers: {answer}.")
+                raise CommandError(
+                    f"The server is not ready after {_READY_SECONDS} seconds. /readyz answers: {answer}."
+                )
             time.sleep(_PAUSE_SECONDS)
         return False
 
