@@ -170,8 +170,9 @@ def _reports_of_the_phone(row: Any) -> list[str]:
     if row.last_word is None:
         return []
     deferred = row.last_word == ReportStatus.DEFERRED
-    said = f"deferred the command {_times(row.deferrals)}" if deferred else f"reported {row.last_word}"
-    return [f"the phone {said}"]
+    return [
+        f"the phone deferred the command {_times(row.deferrals)}" if deferred else f"the phone reported {row.last_word}"
+    ]
 
 
 def _silence(row: Any) -> list[str]:
@@ -179,14 +180,21 @@ def _silence(row: Any) -> list[str]:
     if seen is None:
         return ["the device has never sent a heartbeat"]
     silence = row.now - seen
-    is_silent = seen <= row.online_after and silence > _MINUTE
-    return [f"the device has sent no heartbeat for {_span(silence)}"] if is_silent else []
+    return (
+        [f"the device has sent no heartbeat for {_span(silence)}"]
+        if seen <= row.online_after and silence > _MINUTE
+        else []
+    )
 
 
 def _push_trouble(row: Any) -> list[str]:
     if row.device.push_token is None:
-        offered = ", and the phone gets the command with its next heartbeat"
-        return [f"the device has no push token{offered if row.state == DeliveryState.PENDING else ''}"]
+        pending = row.state == DeliveryState.PENDING
+        return [
+            "the device has no push token, and the phone gets the command with its next heartbeat"
+            if pending
+            else "the device has no push token"
+        ]
     if row.device.push_token_dead_at is not None:
         return ["the push token is dead"]
     if row.state != DeliveryState.PENDING:
