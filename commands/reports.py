@@ -42,7 +42,7 @@ The answer to the report may have been lost.
 
 
 class UnknownRequest(DomainError):
-    detail = "No command with this request_id was sent to this device."
+    detail = "The server has no command with this request_id for this device."
 
 
 class MayRetire(Exception):

@@ -44,8 +44,8 @@ class EnrollmentTokenRevoked(DomainError):
 
 class HardwareKnown(DomainError):
     detail = (
-        "A device with this hardware_id exists already. To register the phone again, use an enrollment token that "
-        "was created with re_enroll."
+        "A device with this hardware_id is already registered. To register the phone again, use an enrollment token "
+        "that was created with re_enroll."
     )
 
     def __init__(self, device_id: UUID) -> None:

@@ -136,7 +136,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     exported: ClassVar[Mapping[str, str]] = {}
     """The columns of the CSV: the API's name of each, and the path of its value."""
 
-    empty: ClassVar[str] = "The list shows new rows automatically."
+    empty: ClassVar[str] = "Open this list again later."
     """The text of the list while the table is empty."""
 
     derived: ClassVar[Sequence[str]] = ()
