@@ -102,7 +102,7 @@ class PushFilter(ChoiceFilter):
 class SilenceFilter(SpanFilter):
     """The filter by silence: the time since the last heartbeat, or since the enrollment if there was none."""
 
-    title = "silence, at least"
+    title = "silent for at least"
     parameter_name = "silent"
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
@@ -117,7 +117,7 @@ class SeenFilter(SpanFilter):
     No index supports it, because each heartbeat would have to update that index.
     """
 
-    title = "last seen, within"
+    title = "last seen within the last"
     parameter_name = "seen"
     spans: ClassVar = SilenceFilter.spans
 

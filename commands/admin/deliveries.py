@@ -248,7 +248,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         """Return how the push arrived at the phone, if the phone reported it."""
         return arrival.describe(delivery.push_arrival)
 
-    @admin.display(description="whole lists")
+    @admin.display(description="complete lists")
     def everything(self, delivery: Delivery) -> SafeString:
         """Return links to all attempts and reports, because the timeline shows only the newest."""
         attempts = link_to_list(Attempt, "attempts", delivery__id__exact=delivery.pk)

@@ -86,7 +86,7 @@ class StatusFilter(ChoiceFilter):
 class PrincipalFilter(ExactTextFilter):
     """Filters entries by the principal. The principal may be an admin who is not configured any more."""
 
-    title = "principal, exactly"
+    title = "exact name of the principal"
     parameters = ("principal",)
     columns: ClassVar = {"principal": "principal"}
 

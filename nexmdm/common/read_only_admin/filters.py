@@ -83,7 +83,7 @@ class SpanFilter(admin.SimpleListFilter):
 class AgeFilter(SpanFilter):
     """A filter by the largest age."""
 
-    title = "age, up to"
+    title = "not older than"
     parameter_name = "age"
     column: ClassVar[str]
 
