@@ -18,8 +18,8 @@ except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] in ("commands", "devices", "nexmdm"):
         raise
     sys.exit(
-        f"{sys.executable} has no {missing.name}: it is not the Python of NexMDM's environment. "
-        "Make the environment with `make install`, then run .venv/bin/python manage.py instead."
+        f"{sys.executable} has no {missing.name}, because it is not the Python of NexMDM's environment. To create "
+        "this environment, run `make install`. Then run .venv/bin/python manage.py instead."
     )
 
 WRONG_USAGE: Final = 2
@@ -57,7 +57,7 @@ def _prepare(arguments: list[str]) -> None:
 
 def _start_database() -> None:
     if embedded_postgres.start(settings.DATA_DIR):
-        sys.stderr.write("Started the embedded PostgreSQL; `manage.py postgres stop` stops it.\n")
+        sys.stderr.write("Started the embedded PostgreSQL. To stop PostgreSQL, run `manage.py postgres stop`.\n")
 
 
 if __name__ == "__main__":

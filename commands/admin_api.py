@@ -69,7 +69,7 @@ class InvalidParams(DomainError):
     detail = "The params are not valid for this action."
 
     def __init__(self, errors: list[dict[str, Any]], detail: str = detail) -> None:
-        super().__init__(f"{detail} Nothing was queued.")
+        super().__init__(f"{detail} No command was sent.")
         self.errors = errors
 
 

@@ -22,11 +22,11 @@ from nexmdm.common.event_feed.events import RFC3339
 
 
 class AudienceChanged(DomainError):
-    detail = "The number of devices in target differs from expect_count. Nothing was queued."
+    detail = "The number of devices in target differs from expect_count. No command was sent."
 
 
 class PushPayloadTooLarge(DomainError):
-    detail = "The command is larger than 4096 bytes, the limit of a push. Shorten its params."
+    detail = "The command is larger than 4096 bytes, which is the limit of a push. Shorten the params."
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def _refusal(
 
 def _audience_changed(device_count: int, expected: int | None) -> AudienceChanged:
     devices = "1 device" if device_count == 1 else f"{device_count} devices"
-    return AudienceChanged(f"The target is {devices}, but expect_count is {expected}. Nothing was queued.")
+    return AudienceChanged(f"The target contains {devices}, but expect_count is {expected}. No command was sent.")
 
 
 def _write(

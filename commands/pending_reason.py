@@ -186,7 +186,9 @@ def _reports_of_the_phone(row: Any) -> list[str]:
     if row.last_word is None:
         return []
     deferred = row.last_word == ReportStatus.DEFERRED
-    return [f"deferred {_times(row.deferrals)}" if deferred else f"the phone reported {row.last_word}"]
+    return [
+        f"the phone deferred the command {_times(row.deferrals)}" if deferred else f"the phone reported {row.last_word}"
+    ]
 
 
 def _silence(row: Any) -> list[str]:
@@ -194,15 +196,23 @@ def _silence(row: Any) -> list[str]:
     if seen is None:
         return ["the device has never sent a heartbeat"]
     silence = row.now - seen
-    return [f"silent for {_span(silence)}"] if seen <= row.online_after and silence > _MINUTE else []
+    return (
+        [f"the device has sent no heartbeat for {_span(silence)}"]
+        if seen <= row.online_after and silence > _MINUTE
+        else []
+    )
 
 
 def _push_trouble(row: Any) -> list[str]:
     if row.device.push_token is None:
         pending = row.state == DeliveryState.PENDING
-        return ["no push token, so the command goes with the next heartbeat" if pending else "no push token"]
+        return [
+            "the device has no push token, and the phone gets the command with its next heartbeat"
+            if pending
+            else "the device has no push token"
+        ]
     if row.device.push_token_dead_at is not None:
-        return ["push token dead"]
+        return ["the push token is dead"]
     if row.state != DeliveryState.PENDING:
         return []
     if row.push_state == PushState.UNDELIVERABLE:
@@ -230,9 +240,9 @@ def _what_the_push_waits_for(row: Any) -> str:
     else:
         return f"push failed {_times(failures)}, and will be tried again"
     if failures:
-        return f"push failed {_times(failures)}, the next push {stands}"
+        return f"push failed {_times(failures)}, and the next push {stands}"
     if row.last_push is None and settings.FIREBASE_SERVICE_ACCOUNT is None:
-        return "Firebase is not configured, so the command goes with the next heartbeat"
+        return "Firebase is not configured, and the phone gets the command with its next heartbeat"
     return f"the push {stands}"
 
 

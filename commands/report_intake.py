@@ -43,7 +43,7 @@ The time until a busy event loop reads the report does not count.
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])
 NOT_KEPT = Counter(
     "nexmdm_reports_not_kept",
-    "Reports that were counted but not stored, because their delivery already had 100 reports.",
+    "Reports that were counted but not stored, because the delivery already had 100 reports.",
 )
 FLUSH_SIZE = Histogram("nexmdm_flush_reports", "Reports in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500))
 FLUSH_SECONDS = Histogram(

@@ -38,7 +38,7 @@ If one more device reports, all counts begin again.
 """
 
 REFUSED: Final = CounterMetric(
-    "nexmdm_reports_refused", "Reports that were answered 429, because their device was over DEVICE_RATE_LIMIT."
+    "nexmdm_reports_refused", "Reports that got the answer 429, because the device exceeded DEVICE_RATE_LIMIT."
 )
 
 

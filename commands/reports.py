@@ -41,7 +41,7 @@ lost.
 
 
 class UnknownRequest(DomainError):
-    detail = "This device has no delivery with this request_id."
+    detail = "The server has no command with this request_id for this device."
 
 
 class MayRetire(Exception):

@@ -102,7 +102,7 @@ class PushFilter(ChoiceFilter):
 class SilenceFilter(SpanFilter):
     """The filter by the time since the last heartbeat, or since the enrollment if there was no heartbeat."""
 
-    title = "silence, at least"
+    title = "silent for at least"
     parameter_name = "silent"
     spans: ClassVar = {"1 hour": timedelta(hours=1), "1 day": timedelta(days=1), "7 days": timedelta(days=7)}
 
@@ -117,7 +117,7 @@ class SeenFilter(SpanFilter):
     No index supports this filter, because each heartbeat would have to update the index.
     """
 
-    title = "last seen, within"
+    title = "last seen within the last"
     parameter_name = "seen"
     spans: ClassVar = SilenceFilter.spans
 
@@ -129,7 +129,7 @@ class SeenFilter(SpanFilter):
 class ReportedFilter(ExactTextFilter):
     """The filter by exact values that the phone reported."""
 
-    title = "what it reported, exactly"
+    title = "exact value that the device reported"
     parameters = ("manufacturer", "model", "os_version", "agent_version")
     columns: ClassVar = {
         "manufacturer": "manufacturer", "model": "model", "os_version": "os_version",
@@ -181,9 +181,9 @@ class DeviceAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     list_filter = (PresenceFilter, SeenFilter, SilenceFilter, PushFilter, BatteryFilter, TagFilter, ReportedFilter)
     linked_by = ("enrolled_with__id__exact",)
-    empty = "A phone becomes a device when it registers with an enrollment token: manage.py fleet enroll-token."
+    empty = "A phone registers with an enrollment token. To create a token, run manage.py fleet enroll-token."
     search_fields = ("alias", "hardware_id", "id")
-    search_help_text = "Part of an alias or a hardware id, or a device id or its start."
+    search_help_text = "Type a part of an alias or a hardware id, or the start of a device id."
     fieldsets: ClassVar = [
         (None, {"fields": ["presence_now", "last_seen_at", "went_offline", "battery", "push", "tag_list", *REPORTED]}),
         ("Status", {"fields": ["last_status", "refused"]}),
@@ -289,8 +289,8 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
     list_display = ("name", "state", "used", "tag_list", "expires", "created", "token_id")
     list_filter = (TokenStateFilter,)
     search_fields = ("label", "id")
-    search_help_text = "Part of a label, or the id of an enrollment token or its start."
-    empty = "Create one: manage.py fleet enroll-token."
+    search_help_text = "Type a part of a label, or the start of the id of an enrollment token."
+    empty = "To create an enrollment token, run manage.py fleet enroll-token."
     fieldsets: ClassVar = [
         (None, {"fields": ["name", "state", "used", "tag_list", "again", "audit_entries"]}),
         ("Times", {"fields": ["created", "expires", "revoked"]}),

@@ -38,7 +38,7 @@ class DevicesBusy(Exception):
 
 
 class EmptyAudience(DomainError):
-    detail = "No active device matches the target. Nothing was queued."
+    detail = "No active device matches the target. No command was sent."
 
 
 @dataclass(frozen=True, slots=True)

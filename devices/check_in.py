@@ -46,7 +46,9 @@ log = structlog.get_logger()
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
 
-HEARTBEATS = CounterMetric("nexmdm_heartbeats", "Flushed heartbeats, by the verdict on their token.", ["verdict"])
+HEARTBEATS = CounterMetric(
+    "nexmdm_heartbeats", "Heartbeats in flushes, by the result of the check of the device token.", ["verdict"]
+)
 FLUSH_SIZE = Histogram(
     "nexmdm_flush_heartbeats", "Heartbeats in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
 )

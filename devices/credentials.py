@@ -40,13 +40,14 @@ is deleted.
 
 
 class InvalidToken(DomainError):
-    detail = "The device token is not valid. If the phone lost its token, register the phone again."
+    detail = "The device token is not valid. If the phone has lost its device token, register the phone again."
 
 
 class DeviceRevoked(DomainError):
     detail = (
-        "This device is revoked or retired. If it is revoked, an admin can reinstate it by POST "
-        "/admin/devices/{device_id}/reinstate. If it is retired, register the phone again with any enrollment token."
+        "This device is revoked or retired. If the device is revoked, an admin can reinstate the device by POST "
+        "/admin/devices/{device_id}/reinstate. If the device is retired, register the phone again with any "
+        "enrollment token."
     )
 
     def __init__(self, device_id: UUID | None = None) -> None:

@@ -30,23 +30,26 @@ can take over the device in this time, if the client has the enrollment token an
 
 
 class InvalidEnrollmentToken(DomainError):
-    detail = "The enrollment token is not valid. Ask an admin for a new one."
+    detail = "The enrollment token is not valid. Ask an admin for a new enrollment token."
 
 
 class EnrollmentTokenExpired(DomainError):
-    detail = "The enrollment token has expired. Ask an admin for a new one."
+    detail = "The enrollment token has expired. Ask an admin for a new enrollment token."
 
 
 class EnrollmentTokenExhausted(DomainError):
-    detail = "The enrollment token has no uses left. Ask an admin for a new one."
+    detail = "The enrollment token has no uses left. Ask an admin for a new enrollment token."
 
 
 class EnrollmentTokenRevoked(DomainError):
-    detail = "The enrollment token has been revoked. Ask an admin for a new one."
+    detail = "The enrollment token has been revoked. Ask an admin for a new enrollment token."
 
 
 class HardwareKnown(DomainError):
-    detail = "This hardware_id is enrolled already. To register it again, use an enrollment token made with re_enroll."
+    detail = (
+        "A device with this hardware_id is already registered. To register the phone again, use an enrollment token "
+        "that was created with re_enroll."
+    )
 
     def __init__(self, device_id: UUID) -> None:
         super().__init__()
@@ -58,7 +61,10 @@ class UnknownEnrollmentToken(DomainError):
 
 
 class DeviceRetired(DomainError):
-    detail = "This device is retired. Register the phone again with any valid enrollment token: it keeps its device_id."
+    detail = (
+        "This device is retired. Register the phone again with any valid enrollment token. The phone then keeps its "
+        "device_id."
+    )
 
 
 class UnknownDevice(DomainError):

@@ -30,7 +30,11 @@ log = structlog.get_logger()
 # Keep the heartbeat as the first route: it is the most frequent request.
 router = Router(tags=["device"])
 
-REGISTERED = Counter("nexmdm_devices_registered", "Registrations, by whether the hardware was known.", ["re_enrolled"])
+REGISTERED = Counter(
+    "nexmdm_devices_registered",
+    "Registrations. re_enrolled: whether the hardware_id was already known.",
+    ["re_enrolled"],
+)
 
 
 @router.post("/heartbeat", auth=DEVICE, response=HeartbeatAnswer, url_name="heartbeat")

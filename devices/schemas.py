@@ -250,7 +250,7 @@ class DevicePage(ResponseSchema):
 
 Reported = Annotated[
     Detail | None,
-    Field(description="The value exactly as the device reported it. An empty value finds devices that reported none."),
+    Field(description="The exact value that the device reported. An empty value finds devices without a value."),
 ]
 
 
@@ -265,8 +265,8 @@ class DeviceQuery(Page, extra="forbid"):
     not_seen_for_seconds: Annotated[
         Annotated[QueryInteger, Field(ge=0, le=LONGEST_SILENCE_SECONDS)] | None,
         Field(
-            description="Only devices without a heartbeat for this time; before the first heartbeat, the time since "
-            "the enrollment counts. Includes revoked and retired devices, unless `status` excludes them."
+            description="Only devices without a heartbeat for this time. If a device has sent no heartbeat, the "
+            "time since the enrollment counts. Revoked and retired devices are included, unless `status` excludes them."
         ),
     ] = None
     push: Annotated[

@@ -50,7 +50,7 @@ class CommandAdmin(ReadOnlyAdmin):
     list_display = (
         "action", "standing", "came_to", "counts", "meant", "note", "issued", "issued_by", "request_id",
     )  # fmt: skip
-    empty = "Send a command: manage.py fleet ping all."
+    empty = "To send a command, run manage.py fleet ping all."
     list_filter = (
         filters.ActionFilter,
         filters.CommandStateFilter,
@@ -61,8 +61,8 @@ class CommandAdmin(ReadOnlyAdmin):
     )
     search_fields = ("id", "deliveries__device__alias")
     search_help_text = (
-        "A whole request id or device id, or part of a device's alias or hardware id. "
-        "To search notes, use the box at the top of the page."
+        "Type a whole request id, a whole device id, or a part of an alias or a hardware id. To search notes, use "
+        "the search box at the top of the page."
     )
     change_form_template = "commands/command.html"
     inlines: ClassVar = [NotSucceeded, Succeeded]

@@ -70,7 +70,7 @@ class _OfCommandAndDevice(ReadOnlyAdmin):
 
     to_delivery: ClassVar = ""
 
-    search_help_text = "A whole request id or device id, or part of a device's alias or hardware id."
+    search_help_text = "Type a whole request id, a whole device id, or a part of an alias or a hardware id."
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the rows with their command and device. Large columns and secrets are not read."""
@@ -150,7 +150,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
     """The admin pages of deliveries: one command for one device, with its result and its timeline."""
 
     change_form_template = "commands/delivery.html"
-    empty = "A command has one delivery for each of its devices. Send a command: manage.py fleet ping all."
+    empty = "A command has one delivery for each of its devices. To send a command, run manage.py fleet ping all."
 
     list_display = ("action", "to_device", "state_now", "reason", "push", "issued", "settled", "request_id", "id")
     list_filter = (
@@ -252,7 +252,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
         """Return how the push arrived at the phone, if the phone reported the arrival."""
         return arrival.describe(delivery.push_arrival)
 
-    @admin.display(description="whole lists")
+    @admin.display(description="complete lists")
     def everything(self, delivery: Delivery) -> SafeString:
         """Return links to all attempts and to all reports of the delivery. The timeline may not show all of them."""
         attempts = link_to_list(Attempt, "attempts", delivery__id__exact=delivery.pk)

@@ -79,9 +79,9 @@ def _summary(items: Sequence[PresenceItem], uptime_ratio: float | None, *, is_cu
         return "No heartbeat so far."
     since = f"since {items[0].from_.astimezone(UTC):%Y-%m-%d %H:%M}Z"
     if is_cut:
-        return f"The device came and went very often: only the newest {MOST} states are shown, {since}."
+        return f"The device went online and offline very often. Only the newest {MOST} states are shown, {since}."
     times = sum(item.state == "offline" for item in items)
     offline = {0: "never offline", 1: "offline once", 2: "offline twice"}.get(times, f"offline {times} times")
     ratio = "" if uptime_ratio is None else f"Online for {uptime_ratio:.1%} of the time "
-    away = " The service itself was away for a part of it." if any(item.state == "unknown" for item in items) else ""
+    away = " For a part of this time, the server did not run." if any(item.state == "unknown" for item in items) else ""
     return f"{ratio}{since}; {offline}.{away}" if ratio else f"Unknown {since}.{away}"

@@ -207,7 +207,7 @@ class Dispatcher:
             is_wanted = await batch.take(claimed)
         except Error as error:
             _log_failure(error)
-            return "the database could not check whether the push is still needed"
+            return "the dispatcher could not check in the database whether the push is still needed"
         return "" if is_wanted else "the push was withdrawn while it waited for its turn"
 
     async def _send_now(self, claimed: Claimed, claimed_at: float) -> None:

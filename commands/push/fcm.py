@@ -204,9 +204,9 @@ def encode(push: FcmMessage) -> bytes:
     now = time.monotonic()
     seconds_left = push.expires_at - now
     if seconds_left < envelope.LEAST_TTL_SECONDS:
-        raise NotSent("its command expired, or expires within 1 s")
+        raise NotSent("the command has expired, or expires within 1 s")
     if now >= push.leaves_before:
-        raise NotSent("the push had waited for too long")
+        raise NotSent("the push waited for too long")
     android: dict[str, Any] = {"priority": push.priority, "ttl": f"{min(int(seconds_left), MAX_TTL_SECONDS)}s"}
     if push.direct_boot:
         android["direct_boot_ok"] = True

@@ -61,7 +61,7 @@ class FcmConnections:
         closed.
         """
         if not (authorization.isascii() and authorization.isprintable()):
-            raise ValueError("the authorization has characters that no HTTP header can have")
+            raise ValueError("the access token contains characters that are not allowed in an HTTP header")
         async with self._slots:
             connection = self._take_idle() or await self._connect()
             try:

@@ -45,7 +45,9 @@ class RetryDecision(NamedTuple):
 
 _ADVICE: Final[dict[int, str]] = {
     HTTPStatus.UNAUTHORIZED: "FCM refuses the access token. Check the service account's key, and this machine's clock.",
-    HTTPStatus.FORBIDDEN: "The service account may not send pushes. Give it this right, and enable the FCM API.",
+    HTTPStatus.FORBIDDEN: (
+        "The service account has no right to send pushes. Give the service account this right, and enable the FCM API."
+    ),
     HTTPStatus.NOT_FOUND: "FCM does not know the project. Check the service account's project_id, and FCM_BASE_URL.",
 }
 _NOT_FCM: Final = "The answer is not from FCM. If this continues, check FCM_BASE_URL and the proxies."

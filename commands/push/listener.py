@@ -69,7 +69,7 @@ class Listener:
         """Listen on one connection. When the connection cannot be used any more, return the reason."""
         try:
             if settings.DIRECT_DATABASE is None and await database.run_in_db_thread_ungated(database.is_pooled):
-                return "The database is behind a pooler, which passes no notifications on: set DIRECT_DATABASE_URL."
+                return "A pooler in front of the database does not pass on notifications. Set DIRECT_DATABASE_URL."
             async with asyncio.timeout(CONNECT_SECONDS):
                 connection = await psycopg.AsyncConnection.connect(
                     **direct.parameters(), autocommit=True, prepare_threshold=None
@@ -147,4 +147,4 @@ def _reason(hearing: "asyncio.Task[None]") -> str:
     error = hearing.exception() if hearing.done() and not hearing.cancelled() else None
     if error is not None:
         return safe_message(error)
-    return "The dispatcher's own notification did not arrive."
+    return "The dispatcher sent a test notification through the database, but did not receive it."

@@ -31,7 +31,7 @@ The lease is more than three times the 10 s that one send may take.
 """
 
 LEAST: Final = timedelta(seconds=envelope.LEAST_TTL_SECONDS)
-ORPHANED: Final = "the dispatcher did not record an answer"
+ORPHANED: Final = "the dispatcher stored no answer of FCM"
 
 
 class Claimed(NamedTuple):

@@ -51,23 +51,27 @@ def _warnings(using: str) -> list[CheckMessage]:
 def _same(using: str) -> Iterator[CheckMessage]:
     if found := comparison_keys.shadowed_aliases(using):
         text = (
-            "Devices have the alias of an earlier device, in another case or spelling; "
-            "this alias now names only the earlier device"
+            "The alias of each of these devices now names only an earlier device, whose alias differs only in case "
+            "or spelling"
         )
-        hint = "Change one of the two aliases: `manage.py fleet change ID --alias NAME`."
+        hint = "Change the alias of one of the two devices: `manage.py fleet change ID --alias NAME`."
         yield _warning(found, text, hint, SAME_ALIAS)
     if found := comparison_keys.shadowed_hardware_ids(using):
         text = (
-            "Devices have the hardware_id of an earlier device, with blanks around it; "
-            "a registration with this hardware_id gets the earlier device"
+            "A registration with the hardware_id of one of these devices gets an earlier device, whose hardware_id "
+            "differs only in blanks around the text"
         )
         hint = "Revoke the device that is not in use: `manage.py fleet revoke ID`."
         yield _warning(found, text, hint, SAME_HARDWARE_ID)
     shared = push_targets.shared_installations(MOST_INSTALLATIONS, using)
     if shared and (found := push_targets.sharing(shared, using)):
-        text = "Devices have a push token of the same app installation as a device that was seen later"
+        text = (
+            "The push token of each of these devices belongs to the app installation of another device, which was "
+            "seen later"
+        )
         hint = (
-            "Run the dispatcher: within an hour it removes these push tokens. Those devices get commands by heartbeat."
+            "Run the dispatcher. Within an hour, the dispatcher removes these push tokens. The devices then get "
+            "commands by heartbeat."
         )
         yield _warning(found, text, hint, SAME_INSTALLATION)
 

@@ -42,7 +42,7 @@ FIRST_RETRY_SECONDS: Final = 10
 LONGEST_RETRY_SECONDS: Final = 900
 """The server's longest pause after repeated failures."""
 
-ORPHANED: Final = "the dispatcher did not record an answer"
+ORPHANED: Final = "the dispatcher stored no answer of FCM"
 """The server's `detail` for an attempt whose dispatcher ended without recording an answer."""
 NOT_SENT: Final = "not sent: "
 """The beginning of the server's `detail` for an attempt whose push was not sent."""

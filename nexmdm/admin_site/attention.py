@@ -49,8 +49,8 @@ _DEVICES: Final = {
         {"presence": ACTIVE, "silent": "1 day"},
     ),
     "failing": (
-        "device takes no push: the last five or more pushes failed",
-        "devices take no push: the last five or more pushes failed", BAD,
+        "device gets no pushes: its last five or more pushes failed",
+        "devices get no pushes: their last five or more pushes failed", BAD,
         {"presence": ACTIVE, "push": "failing"},
     ),
     "dead": (
@@ -93,10 +93,10 @@ def _dispatchers() -> Iterator[Line]:
     circuits = dict(alive.values_list("circuit", "circuit_reason"))
     address = address_of(DispatcherSeen, "changelist")
     if not circuits:
-        yield Line("No", "dispatcher is running: pushes wait, and commands go out with heartbeats only", BAD, address)
+        yield Line("No", "dispatcher is running. Pushes wait, and phones get commands only by heartbeat", BAD, address)
     reason = next((reason for circuit, reason in circuits.items() if circuit != CLOSED), None)
     if reason is not None:
-        yield Line("FCM", f"circuit breaker is open, pushes wait: {reason or 'no reason is known'}", BAD, address)
+        yield Line("FCM", f"circuit breaker is open, and pushes wait: {reason or 'no reason is known'}", BAD, address)
 
 
 def _webhooks() -> Iterator[Line]:

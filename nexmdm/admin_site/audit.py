@@ -86,7 +86,7 @@ class StatusFilter(ChoiceFilter):
 class PrincipalFilter(ExactTextFilter):
     """A filter by the principal. The principal may be an admin that is no longer configured."""
 
-    title = "principal, exactly"
+    title = "exact name of the principal"
     parameters = ("principal",)
     columns: ClassVar = {"principal": "principal"}
 
@@ -108,11 +108,11 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     list_display = (
         "when", "who", "asked", "about", "device_count", "ended", "command", "address",
     )  # fmt: skip
-    empty = "Each signed write of an admin, carried out or refused, is an entry."
+    empty = "Each signed write of an admin is an entry, whether the server carried it out or refused it."
     list_filter = (PrincipalFilter, EndingFilter, StatusFilter, AttemptFilter, MethodFilter, AuditAge, AuditTime)
     linked_by = ("action", "request_id")
     search_fields = ("request_id", "path")
-    search_help_text = "A whole request id or device id, an action, a principal, or the start of a path."
+    search_help_text = "Type a whole request id, a whole device id, an action, a principal, or the start of a path."
     fieldsets: ClassVar = [
         (None, {"fields": ["when", "principal", "asked", "trial", "ended", "about", "device_count", "command"]}),
         ("The request", {"fields": [

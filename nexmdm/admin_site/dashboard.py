@@ -85,7 +85,7 @@ def _fleet(counted: Mapping[str, int]) -> Chart:
 def _open_deliveries() -> Chart:
     counted = dict(database.rows(_OPEN, [MOST]))
     counts = [(state.value, counted.get(state, 0)) for state in OPEN]
-    note = f"Counted up to {MOST:,}; there are more." if sum(counted.values()) == MOST else ""
+    note = f"There are {MOST:,} or more." if sum(counted.values()) == MOST else ""
     bars = _bars((state, count, "good", _to(Delivery, state=state)) for state, count in counts)
     return Chart("open", "Open deliveries", bars, note)
 

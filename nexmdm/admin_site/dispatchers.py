@@ -15,7 +15,7 @@ class DispatcherSeenAdmin(ReadOnlyAdmin):
     """The list of dispatchers, with the state of their circuits."""
 
     list_display = ("name", "started", "last_seen", "circuit_now", "circuit_reason")
-    empty = "Start one: manage.py dispatch. (make run starts one.)"
+    empty = "To start a dispatcher, run manage.py dispatch. make run also starts a dispatcher."
     fields: ClassVar = ["name", "started", "last_seen", "circuit_now", "circuit_reason"]
     # The row of a dispatcher is deleted at most a day after its end. So one page is long enough for all rows.
     ordering: ClassVar = ["-last_seen_at"]

@@ -19,15 +19,17 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # 
     return _page(
         400,
         "Bad request",
-        "The server cannot read this request. Its address may have a filter that the list does not have, or characters "
-        "that no address may have. Open the list and choose its filters there.",
+        "The server cannot read this request. The address of the page may contain an unknown filter, or a character "
+        "that is not allowed. Open the list, and choose the filters in the list.",
     )
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
     """Answer a request without the necessary rights, with 403."""
     return _page(
-        403, "Forbidden", "Your account may not see this page. Nothing can be added, changed or deleted on this site."
+        403,
+        "Forbidden",
+        "Your account has no right to see this page. Nothing can be added, changed or deleted on this site.",
     )
 
 
@@ -38,8 +40,8 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
     return _page(
         404,
         "Page not found",
-        "There is no page at this address. If another person sent it to you, compare it with the original. To find a "
-        "device or a command, use the search box of the home page.",
+        "There is no page at this address. If another person sent you the address, compare it with the original "
+        "address. To find a device or a command, use the search box of the home page.",
     )
 
 

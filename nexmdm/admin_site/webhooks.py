@@ -85,7 +85,7 @@ class Attempts(ReadOnlyInline):
     model = WebhookAttempt
     formset = _NewestAttempts
     verbose_name_plural = "attempts"
-    empty = "No event was sent to it yet."
+    empty = "The server has not sent an event to this webhook yet."
     fields: ClassVar = ["when", "outcome", "error", "type", "event_id", "latency_ms"]
 
     when = Column("at")
@@ -96,7 +96,7 @@ class WebhookAdmin(ReadOnlyAdmin):
     """The list of webhooks, and a page for each webhook."""
 
     list_display = ("shown_as", "state", "why", "url", "types_shown", "tags_shown", "since", "next_try")
-    empty = "Create one: POST /admin/webhooks."
+    empty = "To create a webhook, send POST /admin/webhooks."
     list_filter = (StateFilter,)
     fields: ClassVar = [
         "whole_id", "url", "description", "types_shown", "tags_shown", "created", "state", "why", "tries", "since",

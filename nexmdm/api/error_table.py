@@ -32,10 +32,10 @@ _NXD1: Final = {"WWW-Authenticate": "NXD1"}
 
 
 class UnknownQuery(DomainError):
-    detail = "The operation has no such query parameters."
+    detail = "The query has parameters that the operation does not have."
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__("The query has unknown parameters; see errors.")
+        super().__init__("The query has unknown parameters. `errors` names each parameter.")
         self.errors = [
             {"loc": ["query", shown_name(name)], "msg": "is not a parameter of this operation"} for name in names
         ]
@@ -90,7 +90,9 @@ def _unknown_devices(request: HttpRequest, error: audience.UnknownDevices) -> Ht
 
 def _invalid_request(request: HttpRequest, error: ValidationError) -> HttpResponse:
     errors = [{"loc": _location(one["loc"]), "msg": one["msg"].removeprefix("Value error, ")} for one in error.errors]
-    return Problem(422, "invalid_request", "The request does not fit its schema; see errors.", errors).response()
+    return Problem(
+        422, "invalid_request", "The request is not valid. `errors` names each problem and its place.", errors
+    ).response()
 
 
 def _location(loc: tuple[str | int, ...]) -> list[str | int]:
@@ -123,7 +125,10 @@ def _overloaded(request: HttpRequest, error: group_commit.Overloaded) -> HttpRes
 
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     if error.status_code == 400:
-        detail = "The body is not JSON in UTF-8. NaN and infinity are not JSON; /admin also refuses lone surrogates."
+        detail = (
+            "The body is not JSON in UTF-8. NaN and Infinity are not JSON. In requests to /admin, lone surrogates "
+            "are not allowed."
+        )
         return Problem(400, "invalid_json", detail).response()
     return problems.general(error.status_code, error.message).response()
 
@@ -133,12 +138,12 @@ def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
 
 
 def _suspicious(request: HttpRequest, error: SuspiciousOperation) -> HttpResponse:
-    return problems.general(400, "The request is malformed. Correct it before you send it again.").response()
+    return problems.general(400, "The request is malformed. Correct the request before you send it again.").response()
 
 
 def _too_many_parameters(request: HttpRequest, error: TooManyFieldsSent) -> HttpResponse:
     return Problem(
-        422, "invalid_request", "The query has too many parameters. Send only those of the operation.", []
+        422, "invalid_request", "The query has too many parameters. Send only the parameters of the operation.", []
     ).response()
 
 

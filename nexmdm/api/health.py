@@ -157,7 +157,8 @@ def _refuse_waiting_commits() -> None:
     """
     if database.row(_WAITING_COMMITS, {"seconds": LOOK_SECONDS}) != (0,):
         raise OperationalError(
-            "Commits wait for a synchronous standby that is not connected: see synchronous_standby_names."
+            "Commits wait for a synchronous standby that is not connected. Check PostgreSQL's "
+            "synchronous_standby_names."
         )
 
 

@@ -50,14 +50,14 @@ Url = Annotated[
 ]
 Types = Annotated[
     list[Annotated[str, StringConstraints(max_length=32), AfterValidator(event_types.check_name)]],
-    Field(max_length=64, fail_fast=True, description="Types of events, or beginnings such as `device.*`; empty: all."),
+    Field(max_length=64, fail_fast=True, description="Types of events, or beginnings such as `device.*`. Empty: all."),
 ]
 Tags = Annotated[
     list[Tag],
     Field(
         max_length=64,
         fail_fast=True,
-        description="Only events about devices that have one of these tags when the event is sent; empty: all events.",
+        description="Only events about devices that have one of these tags when the event is sent. Empty: all events.",
     ),
 ]
 

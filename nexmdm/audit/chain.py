@@ -185,14 +185,14 @@ def _check_beginning(kept: timedelta) -> None:
     mark = AuditMark.objects.filter(name=AuditMark.PRUNED, at__gt=Now() - kept).first()
     if mark is not None:
         raise DeletedTooSoon(
-            f"Entries up to {mark.entry_id} were deleted. The last of them is from {mark.at:%Y-%m-%dT%H:%M:%SZ}."
+            f"Entries up to {mark.entry_id} were deleted. The last deleted entry is from {mark.at:%Y-%m-%dT%H:%M:%SZ}."
         )
 
 
 def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
     """Return the error for a witness that is missing from a chain without a broken link."""
     if witness.entry_id < after.entry_id:
-        return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Keep a newer place as a witness.")
+        return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Use a newer place as the witness.")
     if witness.entry_id > newest.entry_id:
         return BrokenLink(newest.entry_id + 1, "deleted, and the end of the chain was changed.", last=witness.entry_id)
-    return BrokenLink(witness.entry_id, "rewritten, or an earlier entry was: this entry had another hash.")
+    return BrokenLink(witness.entry_id, "rewritten, or an earlier entry was rewritten: this entry had another hash.")

@@ -20,7 +20,7 @@ _LEAST_SECONDS: Final = 60
 
 COUNTED_TOGETHER = Counter(
     "nexmdm_failures_counted_together",
-    "Failed authentications and logins from addresses without a counter of their own.",
+    "Failed authentications and logins from addresses that have no separate counter.",
 )
 
 

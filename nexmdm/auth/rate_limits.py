@@ -32,7 +32,7 @@ A valid credential works even over the limit.
 
 
 class RateLimited(DomainError):
-    detail = "Too many requests. Wait for the seconds in Retry-After, then try again."
+    detail = "Too many requests. Try again after the number of seconds in Retry-After."
 
     def __init__(self, retry_after_seconds: int, limit: str = "") -> None:
         super().__init__(f"Too many requests. Try again in {retry_after_seconds} s.")

@@ -36,7 +36,10 @@ class InvalidSignature(DomainError):
 
 
 class IdempotencyKeyRequired(DomainError):
-    detail = "Send an Idempotency-Key of 16 to 64 characters (letters, digits, _ and -), and sign it."
+    detail = (
+        "Send an Idempotency-Key of 16 to 64 characters (letters, digits, _ and -). The signature must include the "
+        "Idempotency-Key."
+    )
 
 
 class SignedRequest(AuthBase):

@@ -73,7 +73,10 @@ RestoreSecrets = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class IdempotencyInFlight(DomainError):
-    detail = "A request with this Idempotency-Key is still running. Send it again shortly to get its answer."
+    detail = (
+        "A request with this Idempotency-Key is still running. To get the answer, send the request again in a few "
+        "seconds."
+    )
 
 
 class IdempotencyKeyReused(DomainError):

@@ -17,10 +17,10 @@ import rich_click as click
 from nexmdm.client import times
 
 DEVICE: Final = (
-    "an alias, a hardware id, a device id or its start, or @last; "
-    "alias:NAME for an alias that could be read in another way"
+    "an alias, a hardware id, a device id, the start of a device id, or @last. "
+    "Write alias:NAME if NAME can only be an alias"
 )
-TARGET: Final = f"devices ({DEVICE}), or tag:NAME, with commas between several of a kind; or all"
+TARGET: Final = f"all, or tag:NAME, or a device: {DEVICE}. Separate several tags or several devices with commas"
 LITERAL: Final = "alias:"
 TAG: Final = "tag:"
 IDENTIFIER: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
@@ -47,7 +47,7 @@ def url(text: str) -> str:
 def tag(text: str) -> str:
     """Return a tag unchanged."""
     if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", text):
-        raise ArgumentTypeError(f"{text!r} is not a tag, which has up to 64 letters, digits and . _ : -")
+        raise ArgumentTypeError(f"{text!r} is not a tag. A tag has 1 to 64 characters: letters, digits and . _ : -")
     return text
 
 
@@ -121,7 +121,7 @@ def positive(text: str) -> int:
 def method(text: str) -> str:
     """Return the name of an HTTP method in upper case."""
     if not re.fullmatch(r"[A-Za-z]+", text):
-        raise ArgumentTypeError("must be GET, POST or PATCH")
+        raise ArgumentTypeError("must be an HTTP method, such as GET, POST or PATCH")
     return text.upper()
 
 

@@ -151,7 +151,7 @@ class Terminal:
         console.print(table)
         if left_out := names[len(fitting) :]:
             left = ", ".join(left_out)
-            self.hint(f"Not shown because the terminal is too narrow: {left}. `-o wide` shows them.")
+            self.hint(f"The terminal is too narrow for these columns: {left}. `-o wide` shows them.")
 
     def _before_output(self) -> None:
         if self._clears:

@@ -13,15 +13,19 @@ from nexmdm.client.session import FAILED, INTERRUPTED, UNREACHABLE, WRONG_USAGE,
 from nexmdm.client.suggestions import did_you_mean
 from nexmdm.client.surroundings import PROGRAM
 
-_ARE_THE_SECRETS_RIGHT: Final = "Check that {key} and {secret} are those of this server."
+_ARE_THE_SECRETS_RIGHT: Final = "Check that {key} and {secret} belong to this server."
 _ADVICE: Final[Mapping[str, str]] = {
     "invalid_signature": f"{_ARE_THE_SECRETS_RIGHT} The server's log contains the reason (request.refused).",
-    "rate_limited": f"Requests with a wrong signature count too. {_ARE_THE_SECRETS_RIGHT}",
-    "unknown_devices": "`{program} devices` lists all devices, also revoked and retired ones. "
-    "A revoked device gets commands after `{program} reinstate`.",
+    "rate_limited": f"Requests with a wrong signature also count. {_ARE_THE_SECRETS_RIGHT}",
+    "unknown_devices": (
+        "`{program} devices` lists all devices, including revoked and retired devices. A revoked device gets "
+        "commands after `{program} reinstate`."
+    ),
     "empty_audience": "`{program} devices` lists all devices with their tags. Only active devices get commands.",
-    "cursor_expired": "`{program} events --after oldest` begins with the oldest event that is kept. "
-    "Read the present state with `{program} devices` and `{program} commands`.",
+    "cursor_expired": (
+        "`{program} events --after oldest` begins with the oldest event that still exists. Read the present state "
+        "with `{program} devices` and `{program} commands`."
+    ),
     "not_found": "`{program} devices` and `{program} commands` list the ids.",
 }
 """The advice for each code of a refusal whose own text does not contain the remedy."""
@@ -63,7 +67,7 @@ def outcome(session: Session, run: Callable[[], int]) -> int:
         return WRONG_USAGE
     except (LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
-        complain(f"This does not look like NexMDM: the client cannot read its answer ({what}).")
+        complain(f"The server does not look like NexMDM. The client cannot read the server's answer ({what}).")
         return FAILED
     except KeyboardInterrupt:
         session.terminal.hint("Interrupted. The server continues with the request that it got.")
@@ -80,12 +84,12 @@ def _refusal(refused: Refused, session: Session) -> str:
     lines += [f"  {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in refused.errors]
     ahead = refused.clock_ahead_seconds or 0
     if refused.code == "invalid_signature" and abs(ahead) > signing.CLOCK_TOLERANCE_SECONDS:
-        lines.append(f"This machine's clock is {_apart(ahead)} the server's: set the clock that is wrong.")
+        lines.append(f"This machine's clock is {_apart(ahead)} the server's clock. Correct the clock that is wrong.")
     elif advice := _ADVICE.get(refused.code):
         key, secret = session.source
         lines.append(advice.format(key=key, secret=secret, program=session.program))
     elif any(error["loc"] == ["body", "target"] and "device_ids" in str(error["msg"]) for error in refused.errors):
-        lines.append("Name each phone, by its alias, hardware id or device id.")
+        lines.append("Write the alias, the hardware id or the device id of each phone.")
     elif meant := _meant_action(refused, session.given.get("action")):
         lines.append(meant)
     return "\n".join(lines)
@@ -107,7 +111,7 @@ def _as_text(refused: Refused, given: Mapping[str, Any]) -> Iterator[str]:
     no_text = [error["loc"][-1:] for error in refused.errors if "string" in str(error["msg"])]
     for param in given.get("param") or ():
         if [param.name] in no_text and not isinstance(param.value, str):
-            yield f"To send it as text: --param {shlex.quote(f'{param.name}={json.dumps(param.text)}')}"
+            yield f"To send the value as text: --param {shlex.quote(f'{param.name}={json.dumps(param.text)}')}"
 
 
 def _apart(ahead: float) -> str:
@@ -115,7 +119,11 @@ def _apart(ahead: float) -> str:
 
 
 def _silence(session: Session, unreachable: Unreachable) -> str:
-    start = "Start it with `make run`, or name" if session.program != PROGRAM else "Check its address, or name"
+    start = (
+        "Start the server with `make run`, or name"
+        if session.program != PROGRAM
+        else "Check the server's address, or name"
+    )
     advice = unreachable.advice or f"Is the server running? {start} another server with --url or --profile."
     lines = [f"No answer from {session.client.url}: {unreachable}", advice]
     if unreachable.perhaps_done:

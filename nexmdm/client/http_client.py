@@ -281,7 +281,9 @@ def _answer(response: Response) -> Json:
         errors = _errors(content.get("errors"))
         raise Refused(response.status, code, detail, errors, seconds, _clock_ahead(response))
     shown = " ".join(response.content.decode(errors="replace").split())[:_SHOWN_OF_A_STRANGER]
-    raise Refused(response.status, "", f"This does not look like NexMDM; it answered {response.status}: {shown}")
+    raise Refused(
+        response.status, "", f"The server does not look like NexMDM. The server answered {response.status}: {shown}"
+    )
 
 
 def _errors(content: Any) -> list[Json]:

@@ -122,7 +122,7 @@ class Names:
             meant = did_you_mean(name, [row["label"] for row in rows if row["label"]])
             raise NotFound(f"No enrollment token has the label or id {name!r}.{meant}")
         listed = [f"  {row['id']}  {row['label']}  {row['created_at']}" for row in found[:SHOWN]]
-        raise NotFound("\n".join([f"{name!r} names {len(found)} enrollment tokens:", *listed, *_rest(found)]))
+        raise NotFound("\n".join([f"{len(found)} enrollment tokens have the name {name!r}:", *listed, *_rest(found)]))
 
     def _last(self, kind: Kind) -> str:
         last = self._memory.last(kind)
@@ -133,7 +133,7 @@ class Names:
     def _search(self, name: str) -> Json:
         literal = name.removeprefix(LITERAL)
         if not 1 <= len(literal) <= _LONGEST:
-            raise NotFound(f"No device has the name {name!r}: a name has 1 to {_LONGEST} characters.")
+            raise NotFound(f"No device has the name {name!r}. A name has 1 to {_LONGEST} characters.")
         found: list[Json] = []
         for row in islice(self._client.rows("/admin/devices", PAGE, q=literal), MOST_LOOKED_AT):
             if row["alias"] == literal:
@@ -142,7 +142,9 @@ class Names:
         for meant in _by_rank(found, literal, only_aliases=literal != name):
             if len(meant) == 1:
                 return meant[0]
-            raise NotFound(f"{name!r} names {len(meant)} devices:\n{_listed(meant)}\nName one of them by its id.")
+            raise NotFound(
+                f"{len(meant)} devices have the name {name!r}:\n{_listed(meant)}\nWrite the id of one device."
+            )
         raise NotFound(f"No device has the alias, hardware id or id {name!r}.{self._suggestion(literal, found)}")
 
     def _suggestion(self, name: str, found: list[Json]) -> str:
@@ -163,15 +165,16 @@ class Names:
         for row in self._client.items("/admin/commands", PAGE, action="wipe")[0]:
             if fold(row["note"]) == fold(LOST + alias) and (device_ids := row["target"].get("device_ids")):
                 return (
-                    f" The phone with this alias was lost: a wipe was sent on {row['issued_at']}. "
-                    f"The wipe succeeded, so the device has no alias any more. Name it by its id: {device_ids[0]}."
+                    f" The phone with this alias was lost, and a wipe was sent on {row['issued_at']}. The wipe "
+                    f"succeeded, and the device has no alias any more. Write the id of the device: {device_ids[0]}."
                 )
         return ""
 
     def _command_that_begins_with(self, start: str) -> str:
         if not _START.fullmatch(start):
             raise NotFound(
-                f"{start!r} is not an id of a command: give the id, its first four digits or more, or {LAST}."
+                f"{start!r} is not an id of a command. Write the id, the first four or more digits of the id, or "
+                f"{LAST}."
             )
         found = [row for row in self._commands_around(start) if row["request_id"].startswith(start)]
         if len(found) == 1:

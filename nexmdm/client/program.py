@@ -22,36 +22,38 @@ class _Verb(NamedTuple):
 
 PANELS: Final = {
     "Devices": (
-        _Verb("devices", "devices", "List devices, the silent ones first."),
+        _Verb("devices", "devices", "List devices, silent devices first."),
         _Verb("devices", "device", "Show one device."),
         _Verb("devices", "change", "Change or remove the alias and the tags of a device."),
-        _Verb("devices", "tag", "Add a tag to devices, or remove it from them."),
-        _Verb("enrollment", "enroll-token", "Make an enrollment token and print it, alone on a line."),
+        _Verb("devices", "tag", "Add a tag to devices, or remove a tag from devices."),
+        _Verb("enrollment", "enroll-token", "Create an enrollment token, and print the token alone on a line."),
         _Verb("enrollment", "enroll-tokens", "List enrollment tokens, newest first."),
-        _Verb("enrollment", "revoke-token", "Revoke an enrollment token: phones can no longer use it."),
+        _Verb("enrollment", "revoke-token", "Revoke an enrollment token. Phones can no longer use the token."),
     ),
     "Commands for devices": (
         _Verb("sending", "ping", "Send a ping, which tests the path to the devices and back."),
         _Verb("sending", "send", "Send a command."),
-        _Verb("commands", "commands", "List the newest commands, those that failed first."),
+        _Verb("commands", "commands", "List the newest commands, failed commands first."),
         _Verb("commands", "command", "Show one command with its deliveries."),
         _Verb("commands", "delivery", "Show the timeline of a command on one device."),
         _Verb("commands", "cancel", "Cancel the open deliveries of a command."),
     ),
     "Lost phones": (
-        _Verb("lost", "lost", "Lock and wipe a lost phone; the server retires it when the wipe has succeeded."),
-        _Verb("exclusion", "revoke", "Revoke a device immediately; its open commands are cancelled."),
-        _Verb("exclusion", "reinstate", "Reinstate a revoked device; its old token works again."),
-        _Verb("exclusion", "retire", "Retire a device permanently; its hardware may register again."),
+        _Verb("lost", "lost", "Lock and wipe a lost phone. After a successful wipe, the server retires the device."),
+        _Verb("exclusion", "revoke", "Revoke a device immediately. Its open commands are cancelled."),
+        _Verb("exclusion", "reinstate", "Reinstate a revoked device. Its old device token works again."),
+        _Verb("exclusion", "retire", "Retire a device permanently. Its hardware may register again."),
     ),
     "Server": (
         _Verb("fleet", "summary", "Show the summary of the fleet."),
-        _Verb("fleet", "push-health", "Compare the results of pushes by model, maker or version, the worst first."),
+        _Verb(
+            "fleet", "push-health", "Compare the results of pushes by model, manufacturer or version, the worst first."
+        ),
         _Verb("fleet", "audit", "List the signed writes, carried out or refused, newest first."),
-        _Verb("events.events", "events", "List what happened to the fleet, in order, also as it happens."),
-        _Verb("events.webhooks", "webhook", "Make and control webhooks, to which the server sends events."),
+        _Verb("events.events", "events", "List the events of the fleet in order. With --follow, wait for new events."),
+        _Verb("events.webhooks", "webhook", "Create and control webhooks, to which the server sends events."),
         _Verb("requests", "call", "Sign and send any request, and print its answer as JSON."),
-        _Verb("requests", "sign", "Print the headers of a signed request, with the admin key."),
+        _Verb("requests", "sign", "Print the headers of a signed request, including the admin key."),
     ),
     "This client": (
         _Verb("logins", "login", "Save a server's address, admin key and signing secret as a profile."),
@@ -107,7 +109,10 @@ def make() -> Program:
     found = Program(
         commands=list(_listed()),
         callback=click.pass_context(_note),
-        help="Call a NexMDM server as an admin: each request is signed. `nexmdm login` saves the server's address.",
+        help=(
+            "Call a NexMDM server as an admin. The client signs each request. `nexmdm login` saves the server's "
+            "address."
+        ),
         epilog=_EXIT_STATUS,
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},

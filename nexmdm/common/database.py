@@ -328,7 +328,7 @@ def now() -> datetime:
 
 
 class DeadlockRetriesExhausted(DomainError):
-    detail = "Too many requests changed the same rows at the same time. Try again shortly."
+    detail = "Too many requests changed the same rows at the same time. Try again in a few seconds."
 
 
 def retry_on_deadlock(work: Callable[[], R]) -> R:

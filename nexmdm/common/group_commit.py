@@ -50,7 +50,7 @@ MOST_SPREAD_SECONDS: Final = 60
 
 
 class Overloaded(DomainError):
-    detail = "Too many requests wait to be recorded. Try again after the seconds in Retry-After."
+    detail = "Too many requests are waiting. Try again after the number of seconds in Retry-After."
 
     def __init__(self, retry_after_seconds: int = 1) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Overloaded(DomainError):
 
 
 class Draining(DomainError):
-    detail = "This server process is stopping. Try again: another process will answer."
+    detail = "This server process is stopping. Send the request again. Another process will answer."
 
 
 class ClientLeft(DomainError):

@@ -35,11 +35,11 @@ def hardware_id(given: str) -> str:
     """
     text = given.strip()
     if not 1 <= len(text) <= LONGEST_NAME:
-        raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")
+        raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks at the beginning and the end")
     if text.casefold() in SHARED_HARDWARE_IDS or _ONLY_ZEROS.fullmatch(text):
         raise ValueError(
-            f"is not unique: many phones report {text!r}, so they would all be one device. "
-            "Send an id that no other phone has, such as a UUID that the agent makes once and keeps"
+            f"must be unique, but many phones report {text!r}. Send an id that no other phone has, such as a UUID "
+            "that the agent creates once and stores"
         )
     return text
 
@@ -51,7 +51,9 @@ def alias(given: str) -> str:
     """
     text = named_alias(given)
     if any(category(character) in _INVISIBLE for character in text):
-        raise ValueError("must not contain line breaks, nor control or format characters such as a zero-width space")
+        raise ValueError(
+            "must not contain line breaks, control characters or format characters, such as a zero-width space"
+        )
     return text
 
 
@@ -64,7 +66,7 @@ def named_alias(given: str) -> str:
     text = given.strip()
     text = normalize("NFC", text) if len(text) <= LONGEST_GIVEN else text
     if not 1 <= len(text) <= LONGEST_NAME:
-        raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks around them")
+        raise ValueError(f"must have 1 to {LONGEST_NAME} characters, not counting blanks at the beginning and the end")
     return text
 
 
@@ -89,7 +91,7 @@ def push_token(given: str) -> str:
     else:
         is_broken = any(character.isspace() or category(character) in ("Cc", "Cs") for character in given)
     if is_broken:
-        raise ValueError("is not a push token: it contains blanks, control characters or lone surrogates")
+        raise ValueError("must be a push token, without blanks, control characters or lone surrogates")
     if len(given) < 16 and given.casefold() in PUSH_TOKEN_PLACEHOLDERS:
         raise ValueError("is a placeholder, not a push token")
     return given

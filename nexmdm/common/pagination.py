@@ -39,7 +39,7 @@ def decode(cursor: str) -> UUID | int:
             return int(text)
         return UUID(text)
     except (binascii.Error, ValueError) as error:
-        raise ValueError("is not a cursor of this list: send a next_cursor from one of its answers") from error
+        raise ValueError("must be a next_cursor from an answer of this list") from error
 
 
 class ForeignCursor(DomainError):

@@ -85,8 +85,12 @@ TARGET_IS_NO_PATH: Final = general(
     "The request target must be a path, with or without a query. Remove scheme, host and fragment.",
 )
 NOT_FOUND: Final = general(404, "There is nothing at this path.")
-INTERNAL: Final = general(500, "The server failed. Its log has the cause under this answer's X-Correlation-ID.")
-DATABASE_UNAVAILABLE: Final = Problem(503, "database_unavailable", "The database cannot be reached. Try again shortly.")
+INTERNAL: Final = general(
+    500, "The server failed. To find the cause, search the server's log for the X-Correlation-ID of this answer."
+)
+DATABASE_UNAVAILABLE: Final = Problem(
+    503, "database_unavailable", "The database cannot be reached. Try again in a few seconds."
+)
 STOPPING: Final = Problem(
-    503, "overloaded", "This server process is stopping. Send the request again: another process will answer."
+    503, "overloaded", "This server process is stopping. Send the request again. Another process will answer."
 )

@@ -27,7 +27,7 @@ from pydantic_core import CoreSchema, core_schema
 from nexmdm.common import identity
 
 MAX_DEPTH: Final = 16
-TOO_DEEP: Final = f"must not be nested deeper than {MAX_DEPTH}"
+TOO_DEEP: Final = f"must not be nested deeper than {MAX_DEPTH} levels"
 MAX_INTEGER: Final = 2**63 - 1
 MIN_INTEGER: Final = -(2**63)
 MAX_UNKNOWN: Final = 100
@@ -82,10 +82,14 @@ def _text(value: str) -> str:
 
 
 _HARDWARE_ID: Final = (
-    "A text that no other phone sends. Blanks around it are removed. Texts that many phones send are refused, "
-    f"in upper or lower case: {', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and texts that contain only zeros."
+    "A text that no other phone sends. Blanks at the beginning and the end are removed. These texts are refused in "
+    f"upper and lower case, because many phones send them: {', '.join(sorted(identity.SHARED_HARDWARE_IDS))}, and "
+    "texts that contain only zeros."
 )
-_ALIAS: Final = "Stored without blanks around it, in NFC. No control or format characters. Case makes no difference."
+_ALIAS: Final = (
+    "Stored in NFC, without blanks at the beginning and the end. Control and format characters are not allowed. "
+    "Upper and lower case make no difference."
+)
 _NAMED_ALIAS: Final = "The alias of a device, in upper or lower case."
 
 
@@ -108,7 +112,7 @@ PushToken = Annotated[
     Field(
         min_length=1,
         max_length=4096,
-        description="No blanks, no control characters, no placeholder such as BLACKLISTED.",
+        description="Blanks, control characters and placeholders such as BLACKLISTED are not allowed.",
     ),
     AfterValidator(identity.push_token),
 ]
@@ -138,7 +142,7 @@ def _moment(value: object) -> object:
 
 def _utc(value: datetime) -> datetime:
     if value.tzinfo is None or not 1970 <= value.year < 9999:
-        raise ValueError("must be a time with its zone, such as 2026-01-01T00:00:00Z, from the year 1970 on")
+        raise ValueError("must be a time with a time zone, from the year 1970 on, such as 2026-01-01T00:00:00Z")
     return value.astimezone(UTC)
 
 
@@ -216,7 +220,7 @@ def check_json(value: object, depth: int = 1) -> None:
         _text(value)
     elif isinstance(value, int | float) and not MIN_INTEGER <= value <= MAX_INTEGER:
         # Refuse floats such as 1e300 too: jsonb stores it as an integer of 301 digits, which orjson cannot write.
-        raise ValueError("must not contain integers beyond signed 64 bit")
+        raise ValueError("must not contain a number below -2^63 or above 2^63 - 1")
 
 
 def _free(value: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +258,7 @@ class Storable:
 
     def _check_size(self, value: object) -> None:
         if _json_size(value) > self.limit:
-            raise ValueError(f"must not take more than {self.limit} bytes as JSON")
+            raise ValueError(f"must not be larger than {self.limit} bytes of JSON")
 
 
 def _is_too_deep(value: object, depth: int = 1) -> bool:

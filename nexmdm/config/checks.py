@@ -62,8 +62,11 @@ def metrics_folder(**_: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            "PROMETHEUS_MULTIPROC_DIR is not set: /metrics would show only one of the web workers.",
-            hint="Set it to an empty folder that the workers share. (`manage.py serve` makes one of its own.)",
+            "PROMETHEUS_MULTIPROC_DIR is not set. /metrics would show the figures of only one web worker.",
+            hint=(
+                "Set PROMETHEUS_MULTIPROC_DIR to an empty folder that all web workers use. `manage.py serve` creates "
+                "such a folder itself."
+            ),
             id=ConfigError.METRICS_FOLDER,
         )
     ]
@@ -107,15 +110,17 @@ def statement_pooling(error: Exception) -> CheckMessage | None:
     """
     if _STATEMENT_POOLING not in str(error):
         return None
-    message = "The pooler in front of PostgreSQL pools statements (pool_mode = statement): it allows no transactions."
-    return Error(message, hint="Set its pool_mode to transaction (or session).", id=ConfigError.STATEMENT_POOLING)
+    message = "The pooler in front of PostgreSQL uses pool_mode = statement, which allows no transactions."
+    return Error(
+        message, hint="Set the pooler's pool_mode to transaction or session.", id=ConfigError.STATEMENT_POOLING
+    )
 
 
 def _encoding(encoding: str) -> Iterator[CheckMessage]:
     if encoding != _ENCODING:
         yield Error(
-            f"The database has the encoding {encoding}: names and messages in other alphabets could not be stored.",
-            hint="Create a database with ENCODING 'UTF8' (and TEMPLATE template0), and move the data there.",
+            f"The database has the encoding {encoding}, which cannot store names and messages in all alphabets.",
+            hint="Create a database with ENCODING 'UTF8' and TEMPLATE template0. Move the data to this database.",
             id=ConfigError.ENCODING,
         )
 
@@ -126,10 +131,13 @@ def _room(allowed: int) -> Iterator[CheckMessage]:
     needed = workers * pool + pool + 1 + COMMAND_CONNECTIONS
     if needed > allowed:
         yield Error(
-            f"PostgreSQL allows {allowed} connections, and NexMDM may need {needed}: {pool} for each of {workers} "
-            f"web workers, {pool} + 1 for a dispatcher, and {COMMAND_CONNECTIONS} for management commands, backups and "
-            "psql.",
-            hint="Lower WEB_WORKERS or DATABASE_POOL_SIZE, or raise max_connections (or the limit of the role).",
+            f"PostgreSQL allows {allowed} connections, but NexMDM may need {needed}. Each of the {workers} web "
+            f"workers may need {pool}. A dispatcher may need {pool} + 1. Management commands, backups and psql may "
+            f"need {COMMAND_CONNECTIONS}.",
+            hint=(
+                "Lower WEB_WORKERS or DATABASE_POOL_SIZE, or raise PostgreSQL's max_connections or the role's "
+                "connection limit."
+            ),
             id=ConfigError.CONNECTIONS,
         )
 
@@ -151,7 +159,7 @@ def refuse(found: Iterable[CheckMessage]) -> None:
 
 def _debug() -> Iterator[CheckMessage]:
     if settings.DEBUG:
-        hint = "Set it to False: it shows settings and source code to every client that causes an error."
+        hint = "Set DEBUG to False. With DEBUG, every client that causes an error can see settings and source code."
         yield Error("DEBUG is on.", hint=hint, id=ConfigError.DEBUG)
 
 
@@ -193,17 +201,19 @@ def _unsound(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     for (one, values), (other, others) in combinations(secrets.items(), 2):
         if set(values) & set(others):
-            message = f"{one} and {other} are the same (previous values count too): a person who knows one knows both."
-            yield Error(message, hint="Give them different values.", id=ConfigError.SHARED)
+            message = f"{one} and {other} contain the same value. Previous values count too."
+            yield Error(message, hint="Give each secret a different value.", id=ConfigError.SHARED)
 
 
 def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     """Yield an error for each secret that has the same value twice, such as current and previous value."""
     for name, values in secrets.items():
         if len(set(values)) < len(values):
-            message = f"{name} and {name}_PREVIOUS contain the same value: the old value would stay valid."
+            message = f"{name} and {name}_PREVIOUS contain the same value. The old value would stay valid."
             yield Error(
-                message, hint="Make a new value, and keep the old value as the previous one.", id=ConfigError.SHARED
+                message,
+                hint="Create a new value, and keep only the old value as the previous value.",
+                id=ConfigError.SHARED,
             )
 
 
@@ -211,7 +221,8 @@ def _cache() -> Iterator[CheckMessage]:
     if isinstance(caches["default"], LocMemCache | DummyCache | FileBasedCache | DatabaseCache):
         kind = type(caches["default"]).__name__
         yield Error(
-            f"The default cache is a {kind}, which does not count exactly across processes: rate limits would fail.",
-            hint="Keep CACHES as nexmdm/settings.py sets it.",
+            f"The default cache is a {kind}, which does not count exactly across processes. Rate limits would not "
+            "work.",
+            hint="Use the value of CACHES in nexmdm/settings.py.",
             id=ConfigError.CACHE,
         )

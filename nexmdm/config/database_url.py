@@ -96,8 +96,8 @@ def _refuse_ambiguous(variable: str, url: str) -> None:
     libpq would take the text after this `@` for the host, and would show it in error messages.
     """
     if "://" in url and url.partition("?")[0].count("@") > 1:
-        message = f"{variable} has more than one @ in front of its host."
-        raise Misconfigured(ConfigError.MALFORMED, message, "Write an @ of the user or the password as %40.")
+        message = f"{variable} has more than one @ before the host."
+        raise Misconfigured(ConfigError.MALFORMED, message, "In the user and the password, write %40 instead of @.")
 
 
 def _refuse_unknown(variable: str, url: str) -> None:
@@ -113,4 +113,8 @@ def _refuse_unknown(variable: str, url: str) -> None:
             # If the password contains a raw ?, the text after it looks like the name of a parameter.
             shown = f" {name}" if "@" not in parts.query and _SHOWN.fullmatch(name) else ""
             message = f"{variable} has a parameter{shown} that PostgreSQL's client library does not know."
-            raise Misconfigured(ConfigError.MALFORMED, message, _HINTS.get(name, "Remove it, or correct its name."))
+            raise Misconfigured(
+                ConfigError.MALFORMED,
+                message,
+                _HINTS.get(name, "Remove the parameter, or correct the parameter's name."),
+            )

@@ -32,8 +32,10 @@ _NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*", re.IGNORECASE)
 _ORIGIN: Final = re.compile(r"https?://(\[[^]/]*\]|[^:/\[\]]+)(?::([0-9]{1,5}))?")
 _SERVICE_ACCOUNT_FIELDS: Final = ("project_id", "client_email", "private_key", "token_uri")
 _PLACEHOLDERS: Final = ("change", "insecure", "nxs_test_", "nxk_test_")
-_MAKE_ONE: Final = 'Make one with: python3 -c "import secrets; print(secrets.token_urlsafe(48))"'
-_TAKE_THE_FILE: Final = "Take the service account's JSON file from the Firebase console as it is, or base64 of it."
+_MAKE_ONE: Final = 'To create a secret, run: python3 -c "import secrets; print(secrets.token_urlsafe(48))"'
+_TAKE_THE_FILE: Final = (
+    "Use the unchanged JSON file of the service account from the Firebase console, or the base64 of this file."
+)
 
 
 class ConfigError(StrEnum):
@@ -62,7 +64,7 @@ class Misconfigured(ImproperlyConfigured):
     """
 
     def __init__(
-        self, fault: ConfigError, message: str, hint: str = "docs/operations/settings.md describes its values."
+        self, fault: ConfigError, message: str, hint: str = "docs/operations/settings.md describes the allowed values."
     ) -> None:
         super().__init__(f"({fault}) {message} {hint}")
         self.check = Error(message, hint=hint, id=fault)
@@ -103,7 +105,7 @@ def rate(name: str, default: str) -> str:
     """Return a rate in the form of django-ratelimit. Example: `120/m` means 120 in one minute."""
     given = text(name, default)
     if not _RATE.fullmatch(given):
-        message = f"{name} must look like 120/m (a number, a slash, s, m, h or d), not {given!r}."
+        message = f"{name} must be a number, a slash and a unit (s, m, h or d), such as 120/m, not {given!r}."
         raise Misconfigured(ConfigError.MALFORMED, message)
     return given
 
@@ -113,7 +115,7 @@ def origin(name: str, default: str) -> str:
     given = text(name, default).removesuffix("/")
     found = _ORIGIN.fullmatch(given)
     if found is None or not _is_host(found[1]) or not 1 <= int(found[2] or 443) <= 65_535:
-        shown = "one with a user or a password" if "@" in given else repr(given)
+        shown = "a value with a user or a password" if "@" in given else repr(given)
         raise Misconfigured(
             ConfigError.MALFORMED, f"{name} must be a scheme and a host such as {default}, not {shown}."
         )
@@ -127,7 +129,9 @@ def hosts(name: str, default: list[str]) -> list[str]:
     """
     found = names(name, default)
     if not found:
-        raise Misconfigured(ConfigError.MALFORMED, f"{name} contains no host.", "Add one, or do not set the variable.")
+        raise Misconfigured(
+            ConfigError.MALFORMED, f"{name} contains no host.", "Add a host, or do not set the variable."
+        )
     return [sound_host(name, one) for one in found]
 
 
@@ -135,7 +139,7 @@ def sound_host(name: str, value: str) -> str:
     """Return `value`. Raises Misconfigured if the Host header of no request can match `value`."""
     if value == "*" or _is_host(value) or (value.startswith(".") and _NAME.fullmatch(value[1:])):
         return value
-    message = f"{name} contains {value!r}, which no request's Host can match."
+    message = f"{name} contains {value!r}. No Host header can have this value."
     raise Misconfigured(ConfigError.MALFORMED, message, _how_to_write_host(value))
 
 
@@ -155,14 +159,14 @@ def _address(value: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
 
 def _how_to_write_host(value: str) -> str:
     if value.startswith(("[", '"', "'")) and _address(value[1:].partition("]")[0].partition("%")[0]) is None:
-        return "Write names with commas between them, as a.example.com,b.example.com: no brackets, no quotes."
+        return "Separate names with commas: a.example.com,b.example.com. Do not use brackets or quotes."
     if ":" in value and _address(value.partition("%")[0]) is not None:
         return f"Write an IPv6 address in brackets and without a zone: [{value.partition('%')[0]}]."
     if value.startswith("*"):
         return f"Write {value[1:]} for all names below a domain, or * for any name."
     if not value.isascii():
         return "Write an international name in its ASCII form, which begins with xn--."
-    return "Write the host name alone, as mdm.example.com: no scheme, port, path, blank or underscore."
+    return "Write only the host name, such as mdm.example.com, without scheme, port, path, blank or underscore."
 
 
 def listening_host(name: str, default: str) -> str:
@@ -194,9 +198,7 @@ def networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     for network in found:
         if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
             message = f"{name} contains {network}, but NexMDM uses the IPv4 form of such addresses."
-            raise Misconfigured(
-                ConfigError.MALFORMED, message, "Write it as an IPv4 address or network, such as 10.0.0.0/8."
-            )
+            raise Misconfigured(ConfigError.MALFORMED, message, "Write an IPv4 address or network, such as 10.0.0.0/8.")
     return found
 
 
@@ -208,7 +210,9 @@ def folder(name: str) -> str:
     path = text(name)
     if path and not (Path(path).is_dir() and os.access(path, os.W_OK | os.X_OK)):
         message = f"{name} is not a folder that this process can write to: {path}."
-        raise Misconfigured(ConfigError.METRICS_FOLDER, message, "Create it as an empty folder before the start.")
+        raise Misconfigured(
+            ConfigError.METRICS_FOLDER, message, "Before the start, create an empty folder at this path."
+        )
     return path
 
 
@@ -242,7 +246,10 @@ def generated_secrets(path: Path) -> dict[str, str]:
         return secrets_file.load_or_create(path)
     except OSError as error:
         message = f"The secrets cannot be stored in {path}: {error.strerror}."
-        hint = "Set NEXMDM_DATA_DIR to a folder that can be written to; or, for a PostgreSQL of your own, DATABASE_URL."
+        hint = (
+            "Set NEXMDM_DATA_DIR to a folder that NexMDM can write to. If you use your own PostgreSQL, set "
+            "DATABASE_URL instead."
+        )
         raise Misconfigured(ConfigError.DATA_FOLDER, message, hint) from error
 
 
@@ -257,7 +264,7 @@ def sound_secret(name: str, value: str) -> str:
     A secret is printable ASCII on one line, has at least 32 characters, and is no placeholder.
     """
     if not _SECRET.fullmatch(value):
-        message = f"{name} must be printable ASCII, on one line, without spaces at its ends."
+        message = f"{name} must be printable ASCII, on one line, without spaces at the beginning or the end."
         raise Misconfigured(ConfigError.MALFORMED, message, _MAKE_ONE)
     if len(value) < MINIMUM_SECRET_LENGTH:
         message = f"{name} is shorter than {MINIMUM_SECRET_LENGTH} characters."
@@ -282,7 +289,7 @@ def firebase_service_account() -> dict[str, str] | None:
         return None
     account = _parse_account(name, given)
     if missing := [field for field in _SERVICE_ACCOUNT_FIELDS if not isinstance(account.get(field), str)]:
-        raise Misconfigured(ConfigError.FIREBASE, f"{name} lacks {', '.join(missing)}.", _TAKE_THE_FILE)
+        raise Misconfigured(ConfigError.FIREBASE, f"{name} does not contain {', '.join(missing)}.", _TAKE_THE_FILE)
     if account.get("type") != "service_account":
         raise Misconfigured(ConfigError.FIREBASE, f'{name} is not of the type "service_account".', _TAKE_THE_FILE)
     if not _is_private_key(account["private_key"]):
@@ -298,7 +305,7 @@ def _read(name: str, path: Path) -> str:
     except (OSError, UnicodeDecodeError):
         message = f"{name} names a file that cannot be read: {path}."
         raise Misconfigured(
-            ConfigError.FIREBASE, message, "Give the account that runs NexMDM the right to read it."
+            ConfigError.FIREBASE, message, "Give the account that runs NexMDM the right to read this file."
         ) from None
 
 

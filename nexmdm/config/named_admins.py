@@ -61,9 +61,12 @@ def _name_in(variable: str) -> str:
     """Return the admin's upper-case name in the name of a variable. Raises Misconfigured if the name is invalid."""
     kind = KEY if variable.startswith(KEY) else SECRET
     name = variable.removeprefix(f"{kind}_").removesuffix(_PREVIOUS)
-    hint = f"Choose a name such as OPS1: {kind}_OPS1 belongs to the principal ops1."
+    hint = f"Choose a name such as OPS1. {kind}_OPS1 belongs to the principal ops1."
     if not _NAME.fullmatch(name):
-        message = f"{variable!a} contains no valid name of an admin: a name is 1 to 64 letters A to Z and digits."
+        message = (
+            f"{variable!a} contains no valid name of an admin. A name has 1 to 64 characters: letters A to Z and "
+            "digits."
+        )
         raise Misconfigured(ConfigError.MALFORMED, message, hint)
     if name in _TAKEN:
         raise Misconfigured(ConfigError.MALFORMED, f"{variable} cannot name an admin {name}: {_TAKEN[name]}.", hint)
@@ -73,7 +76,7 @@ def _name_in(variable: str) -> str:
 def _live(variable: str, given: list[str]) -> list[str]:
     current = environment.text(variable)
     if not current:
-        message = f"{variable} is not set, although it is required with {', '.join(given)}."
-        hint = "A named admin has a key and a secret, each with a current value: set both, or neither."
+        message = f"{variable} is required with {', '.join(given)}, but is not set."
+        hint = "A named admin needs a key and a secret, each with a current value. Set both variables, or remove both."
         raise Misconfigured(ConfigError.MISSING, message, hint)
     return [environment.sound_secret(variable, current), *environment.previous_secrets(variable + _PREVIOUS)]

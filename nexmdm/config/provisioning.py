@@ -53,8 +53,9 @@ def agent_component(given: str) -> str:
     if given and not (_COMPONENT.fullmatch(given) and len(given) <= LONGEST_COMPONENT):
         raise Misconfigured(
             ConfigError.MALFORMED,
-            f"AGENT_COMPONENT is not a package and the class of a receiver: {given!r}.",
-            "Write it as com.example.agent/com.example.agent.AdminReceiver or com.example.agent/.AdminReceiver.",
+            f"AGENT_COMPONENT must be a package and the class of a receiver, not {given!r}.",
+            "Write AGENT_COMPONENT as com.example.agent/com.example.agent.AdminReceiver or "
+            "com.example.agent/.AdminReceiver.",
         )
     return given
 
@@ -66,8 +67,8 @@ def agent_download_url(given: str) -> str:
         raise Misconfigured(
             ConfigError.MALFORMED,
             f"AGENT_DOWNLOAD_URL is not the address of a file: {shown}.",
-            f"Write it as https://mdm.example.com/agent.apk, percent-encoded, "
-            f"with at most {LONGEST_DOWNLOAD_URL} characters.",
+            "Write the address as https://mdm.example.com/agent.apk, percent-encoded, with at most "
+            f"{LONGEST_DOWNLOAD_URL} characters.",
         )
     return given
 
@@ -88,12 +89,13 @@ def agent_signature_checksum(given: str) -> str:
     if given and not _is_sha256(given):
         if _HEXADECIMAL.fullmatch(given):
             right = base64.urlsafe_b64encode(bytes.fromhex(given.replace(":", ""))).decode().rstrip("=")
-            hint = f"Hexadecimal digits are not base64. Write it as {right}."
+            hint = f"Hexadecimal digits are not base64. Write the checksum as {right}."
         else:
             hint = (
-                "Take the 32 bytes of the SHA-256 of the agent's signing certificate: docs/operations/provisioning.md."
+                "Encode the SHA-256 of the agent's signing certificate, which has 32 bytes. See "
+                "docs/operations/provisioning.md."
             )
-        message = f"AGENT_SIGNATURE_CHECKSUM is not a SHA-256 in URL-safe base64 (43 characters): {given!r}."
+        message = f"AGENT_SIGNATURE_CHECKSUM must be a SHA-256 in URL-safe base64 (43 characters), not {given!r}."
         raise Misconfigured(ConfigError.MALFORMED, message, hint)
     return given
 

@@ -16,8 +16,8 @@ _FORM: Final = re.compile(r"([0-9a-f]{16}) ([0-9]{1,19}) ([0-9]{1,19}) ([0-9]{1,
 
 class CursorExpired(DomainError):
     detail = (
-        "Events after this cursor are deleted, or the database was restored. Begin again with an empty `after`, and "
-        "read the present state of devices and commands from the other endpoints."
+        "Events after this cursor were deleted, or the database was restored. Begin again with an empty `after`. "
+        "Read the present state from GET /admin/devices and GET /admin/commands."
     )
 
 
@@ -43,10 +43,7 @@ class Cursor(NamedTuple):
         found = _FORM.fullmatch(plain)
         numbers = [int(part) for part in found.groups()[1:]] if found else []
         if found is None or max(numbers) > MAX_INTEGER or cls(found[1], *numbers).text != text:
-            raise ValueError(
-                "is not a cursor of the event feed: send a next_cursor from an answer of GET /admin/events, `now`, "
-                "or nothing"
-            )
+            raise ValueError("must be a next_cursor from an answer of GET /admin/events, or `now`, or empty")
         return cls(found[1], *numbers)
 
     @property

@@ -27,8 +27,8 @@ def check_name(name: str) -> str:
     """
     if name not in _NAMES and not _PREFIX.fullmatch(name):
         raise ValueError(
-            "must be types of events, or beginnings of their names such as `device.*`. "
-            f"The types are {', '.join(_NAMES)}"
+            "must be types of events such as `device.enrolled`, or the beginnings of types such as `device.*`. The "
+            f"types are {', '.join(_NAMES)}"
         )
     return name
 

@@ -103,4 +103,4 @@ def _as_problem(response: HttpResponseBase) -> HttpResponse:
     return problems.general(status, _DETAILS.get(status, response.reason_phrase), **kept).response()
 
 
-_DETAILS: Final = {405: "This path does not allow this method. The Allow header lists the allowed ones."}
+_DETAILS: Final = {405: "This path does not allow this method. The Allow header lists the allowed methods."}

@@ -55,7 +55,7 @@ class Application:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] != "http":
-            raise ValueError(f"NexMDM serves HTTP only, and no {scope['type']}.")
+            raise ValueError(f"NexMDM serves only HTTP, not {scope['type']}.")
         elif (fast_path := self._fast_paths.get(scope["path"])) is not None:
             await fast_path(scope, receive, send)
         elif admin_site_handler.serves(scope["path"]):

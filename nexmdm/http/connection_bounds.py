@@ -44,13 +44,15 @@ _PER_ADDRESS: Final = "address"
 _IN_TOTAL: Final = "total"
 
 OPEN = Gauge("nexmdm_connections", "Open connections of all web workers.", multiprocess_mode="livesum")
-REFUSED = Counter("nexmdm_connections_refused", "Connections refused, by the limit that was reached.", ["bound"])
+REFUSED = Counter("nexmdm_connections_refused", "Refused connections, by the limit that caused the refusal.", ["bound"])
 for _bound in (_PER_ADDRESS, _IN_TOTAL):
     REFUSED.labels(_bound)
 
 _TOO_MANY: Final = {
-    _PER_ADDRESS: problems.general(503, "Too many connections come from this address. Close some, then try again."),
-    _IN_TOTAL: problems.general(503, "Too many connections are open. Try again shortly."),
+    _PER_ADDRESS: problems.general(
+        503, "Too many connections come from this address. Close some connections, then try again."
+    ),
+    _IN_TOTAL: problems.general(503, "Too many connections are open. Try again in a few seconds."),
 }
 
 

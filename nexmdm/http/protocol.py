@@ -47,7 +47,7 @@ for _reason in (
     "too many requests ahead", "answer not taken",
 ):  # fmt: skip
     CUT.labels(_reason)
-HELD = Counter("nexmdm_connections_held", "Pauses in reading a connection until its waiting requests were answered.")
+HELD = Counter("nexmdm_connections_held", "Pauses in reading from a connection with too many waiting requests.")
 
 
 class Protocol(HttpToolsProtocol):

@@ -44,7 +44,7 @@ The refusals of further devices are only logged.
 
 CURTAILED = Counter(
     "nexmdm_refusals_curtailed",
-    "Refusals that were over a limit, by the limit. lines: logged without the address. look-ups: logged without the "
+    "Refusals that exceeded a limit, by the limit. lines: logged without the address. look-ups: logged without the "
     "device. devices: not stored for the device.",
     ["bound"],
 )

@@ -170,17 +170,17 @@ def note_memory(part: str) -> None:
 
 
 _FAMILIES: Final = (
-    ("nexmdm_devices", "Devices by presence; revoked and retired ones are counted separately.", "presence",
+    ("nexmdm_devices", "Devices by presence. Revoked and retired devices are counted separately.", "presence",
         tuple(DevicesByPresence.model_fields)),
     ("nexmdm_open_deliveries", "Deliveries that wait for their result.", None, (None,)),
     ("nexmdm_oldest_due_push_seconds", "How long the oldest due push has waited.", None, (None,)),
-    ("nexmdm_dispatchers", "Dispatchers that are alive, by their circuit to FCM.", "circuit",
+    ("nexmdm_dispatchers", "Dispatchers that are alive, by the state of the circuit to FCM.", "circuit",
         (circuit_breaker.CLOSED, circuit_breaker.OPEN)),
     ("nexmdm_database_connections", "Connections of all processes to the database.", "state",
         ("active", "idle", "other")),
     ("nexmdm_database_connections_limit", "How many connections the database allows.", None, (None,)),
     ("nexmdm_oldest_write_transaction_seconds",
-        "How long the oldest write transaction that NexMDM's role can see in the cluster is open.", None, (None,)),
+        "Age of the oldest open write transaction in the cluster that NexMDM's role can see.", None, (None,)),
     ("nexmdm_webhooks", "Webhooks by state.", "state", webhook_status.STATES),
     ("nexmdm_webhook_lag_seconds", "How long the oldest event has waited for a webhook that is not paused.", None,
         (None,)),

@@ -70,13 +70,13 @@ class PushHealthRow(ResponseSchema):
     accepted: Annotated[int, Field(description="Pushes that FCM accepted.")]
     answered_by_push: Annotated[
         int,
-        Field(description="Settled deliveries whose phone reported that it got the command by push (`via`: `push`)."),
+        Field(description="Settled deliveries whose phone reported `via`: `push`. The phone got the command by push."),
     ]
     answered_by_heartbeat: Annotated[
         int,
         Field(
-            description="Settled deliveries whose phone reported that it got the command by heartbeat "
-            "(`via`: `heartbeat`)."
+            description="Settled deliveries whose phone reported `via`: `heartbeat`. The phone got the "
+            "command by heartbeat."
         ),
     ]
     downgraded: Annotated[

@@ -147,8 +147,8 @@ def _check_path(server: _Server) -> None:
     length = len(os.fsencode(server.socket))
     if length > _SOCKET_PATH_LIMIT:
         raise EmbeddedError(
-            f"The path {server.data_dir} is too long for PostgreSQL's socket ({length} bytes of {_SOCKET_PATH_LIMIT}). "
-            "Set NEXMDM_DATA_DIR to a shorter one."
+            f"The path {server.data_dir} is too long for PostgreSQL's socket ({length} bytes of "
+            f"{_SOCKET_PATH_LIMIT}). Set NEXMDM_DATA_DIR to a shorter path."
         )
 
 
@@ -158,7 +158,9 @@ def _exclusive(server: _Server) -> Iterator[None]:
         server.data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         descriptor = os.open(server.data_dir / "pg.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise EmbeddedError(f"{server.data_dir} cannot be used: {error.strerror}. Set NEXMDM_DATA_DIR.") from error
+        raise EmbeddedError(
+            f"{server.data_dir} cannot be used: {error.strerror}. Set NEXMDM_DATA_DIR to another folder."
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -198,7 +200,7 @@ def _settles(server: _Server) -> bool:
         if _answers(server):
             return True
         if time.monotonic() > deadline:
-            raise EmbeddedError(f"A PostgreSQL in {server.cluster} runs but does not answer: see {server.folder}/log.")
+            raise EmbeddedError(f"A PostgreSQL in {server.cluster} runs but does not answer. See {server.folder}/log.")
         time.sleep(0.1)
     return False
 
@@ -238,7 +240,7 @@ def _start_anew(server: _Server) -> None:
         postgres_account.admit(account, server.cluster)
         postgres_account.admit(account, binaries() / "postgres")
     except postgres_account.CannotDelegateError as error:
-        raise EmbeddedError(f"{error} Or set DATABASE_URL to a PostgreSQL of your own.") from error
+        raise EmbeddedError(f"{error} Or set DATABASE_URL to the URL of your own PostgreSQL.") from error
     if not server.cluster.exists():
         _initialise(server)
     _launch(server)

@@ -60,7 +60,9 @@ def acquire(data_dir: Path) -> InstanceLock | None:
         data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise InstanceLockedError(f"{data_dir} cannot be used: {error.strerror}. Set NEXMDM_DATA_DIR.") from error
+        raise InstanceLockedError(
+            f"{data_dir} cannot be used: {error.strerror}. Set NEXMDM_DATA_DIR to another folder."
+        ) from error
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return InstanceLock(descriptor)
@@ -79,7 +81,7 @@ def acquire_when_free(data_dir: Path, say: Callable[[str], object]) -> InstanceL
         running = (data_dir / "serve.lock").read_text() == RUNNING
         if waited > (_DYING_SECONDS if running else _WAIT_SECONDS):
             raise InstanceLockedError(
-                f"Another serve runs on {data_dir}. Stop it, or set NEXMDM_DATA_DIR to another folder."
+                f"Another serve runs on {data_dir}. Stop the other serve, or set NEXMDM_DATA_DIR to another folder."
             )
         if not (announced or running):
             say(f"Waiting for the previous serve on {data_dir} to end …")

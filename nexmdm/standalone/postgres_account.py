@@ -42,7 +42,8 @@ def account_for(folder: Path) -> Account | None:
         if entry := _lookup(name):
             return Account(name, entry.pw_uid, entry.pw_gid)
     raise CannotDelegateError(
-        "PostgreSQL refuses to run as root, and this machine has no account for it. Add one: useradd postgres."
+        "PostgreSQL refuses to run as root, and this machine has no account for PostgreSQL. To add an account, run: "
+        "useradd postgres."
     )
 
 
@@ -103,11 +104,12 @@ def _open(folder: Path, account: Account) -> None:
     bit = stat.S_IXGRP if status.st_gid == account.gid else stat.S_IXOTH
     if status.st_uid != 0:
         raise CannotDelegateError(
-            f"{folder} is closed to {account.name}, which must run PostgreSQL instead of root. Run this as the "
-            f"folder's owner, or move the checkout and NEXMDM_DATA_DIR to a folder open to others."
+            f"The account {account.name}, which runs PostgreSQL instead of root, cannot enter {folder}. Run this "
+            "command as the folder's owner. Or move the checkout and NEXMDM_DATA_DIR to a folder that other accounts "
+            "can enter."
         )
     try:
         folder.chmod(stat.S_IMODE(status.st_mode) | bit)
     except OSError as error:
-        raise CannotDelegateError(f"{folder} is closed to {account.name}: {error.strerror}.") from error
+        raise CannotDelegateError(f"The account {account.name} cannot enter {folder}: {error.strerror}.") from error
     sys.stderr.write(f"Set an execute bit on {folder}, because {account.name} runs PostgreSQL instead of root.\n")

@@ -81,7 +81,7 @@ def parse(url: str) -> Destination:
         raise Refused("must be a URL with a valid host and port") from None
     if "@" in parts.netloc:
         raise Refused(
-            "must not contain a user or a password: the receiver can verify the signature of each request instead"
+            "must not contain a user or a password. The receiver can verify the signature of each request instead"
         )
     if "#" in url:
         raise Refused("must not contain a fragment")
@@ -103,12 +103,14 @@ def _check_host(host: str, *, is_bracketed: bool, is_https: bool) -> None:
         return
     name = host.removesuffix(".")
     if not _NAME.fullmatch(host) or len(name) > 253:
-        raise Refused("must have a host name in ASCII (an international name in its form with xn--), or an IP address")
+        raise Refused(
+            "must have an IP address, or a host name in ASCII. The ASCII form of an international name begins with xn--"
+        )
     if _NUMBER.fullmatch(name.rpartition(".")[2]):
-        raise Refused("must have an IPv4 address as four decimal numbers without leading zeros, or a host name")
+        raise Refused("must have a host name, or an IPv4 address of four decimal numbers without leading zeros")
     is_local = name == "localhost" or name.endswith(".localhost")
     if is_local and not any(network.is_loopback for network in settings.WEBHOOK_ALLOW_PRIVATE):
-        raise Refused(f"must not lead to this machine: {_HOW_TO_ALLOW}")
+        raise Refused(f"must not lead to this machine. {_HOW_TO_ALLOW}")
     if not is_https and not is_local:
         raise Refused("must begin with https://")
 
@@ -132,12 +134,12 @@ def check_addresses(addresses: Iterable[Address], *, is_https: bool) -> None:
         seen = _embedded(address) or address
         allowed = [network for network in settings.WEBHOOK_ALLOW_PRIVATE if address in network or seen in network]
         if not allowed and not _is_public(seen):
-            raise Refused(f"must not lead to {address}, which is not a public address: {_HOW_TO_ALLOW}")
+            raise Refused(f"must not lead to {address}, which is not a public address. {_HOW_TO_ALLOW}")
         if not is_https and not (allowed and seen.is_loopback):
             raise Refused("must begin with https://, except for loopback networks in WEBHOOK_ALLOW_PRIVATE")
 
 
-_HOW_TO_ALLOW: Final = "the setting WEBHOOK_ALLOW_PRIVATE can allow further networks"
+_HOW_TO_ALLOW: Final = "The setting WEBHOOK_ALLOW_PRIVATE can allow more networks"
 
 
 def parse_address(text: str) -> Address:

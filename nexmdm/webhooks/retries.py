@@ -34,4 +34,4 @@ def note_failed(webhook: Webhook, now: datetime, reason: str) -> str:
     if now - webhook.failing_since < GIVES_UP_AFTER:
         return ""
     hours = GIVES_UP_AFTER // timedelta(hours=1)
-    return f"No attempt of the last {hours} hours was acknowledged; the last one: {reason}"
+    return f"The receiver acknowledged no attempt in the last {hours} hours. The last attempt failed: {reason}"

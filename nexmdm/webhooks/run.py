@@ -33,12 +33,12 @@ answer, and 5 s for storing it.
 """
 
 _UNSIGNED: Final = (
-    "The SECRET_KEY from which the webhook's secret is derived is not configured any more. Rotate the secret, then "
-    "resume the webhook."
+    "The webhook's secret was derived from a SECRET_KEY that is not configured any more. Rotate the webhook's "
+    "secret, then resume the webhook."
 )
 _CURSOR_EXPIRED: Final = (
-    "Events after the webhook's cursor are deleted, or the database was restored. Replay from a cursor whose events "
-    "are kept, then resume the webhook."
+    "Events after the webhook's cursor were deleted, or the database was restored. Replay the webhook from a cursor "
+    "whose events still exist, then resume the webhook."
 )
 
 

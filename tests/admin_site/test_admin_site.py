@@ -580,7 +580,7 @@ def test_a_delivery_has_a_timeline_from_issue_to_settlement(worked: World, brows
 
 def test_an_open_delivery_shows_its_reason(worked: World, browser: Client) -> None:
     (waiting,) = Delivery.objects.filter(state="pending")
-    assert "Why open: Push token dead." in text_of(browser, waiting)
+    assert "Why open: The push token is dead." in text_of(browser, waiting)
     Delivery.objects.filter(pk=waiting.pk).update(state="cancelled", settled_at=worked.now)
     assert "Why open: -" in text_of(browser, waiting)
 
@@ -769,7 +769,7 @@ def test_the_first_page_shows_that_a_count_is_incomplete(
 ) -> None:
     monkeypatch.setattr("nexmdm.admin_site.dashboard.MOST", 1)
     page = plain(browser.get("/django-admin/").content.decode())
-    assert "Counted up to 1; there are more." in page
+    assert "There are 1 or more." in page
     assert re.search(r"Only the newest 1 are counted, since \d{4}-\d\d-\d\d \d\d:\d\dZ\.", page)
 
 

@@ -142,7 +142,10 @@ def test_the_list_of_commands_names_the_device_of_a_command_to_one_and_the_csv_h
 
 def test_an_open_delivery_has_its_reason_in_the_list_and_the_csv(admin: Admin, phone: Phone, browser: Browser) -> None:
     admin.command(to=phone)
-    why = "The device has never sent a heartbeat; no push token, so the command goes with the next heartbeat."
+    why = (
+        "The device has never sent a heartbeat; the device has no push token, and the phone gets the command with "
+        "its next heartbeat."
+    )
     answer = browser.get(reverse("nexmdm-admin:commands_delivery_changelist"), {"state": "not succeeded"})
     assert why in plain(answer.content.decode())
 
@@ -172,5 +175,5 @@ def test_the_client_shows_which_devices_did_not_get_a_command_and_why(
         assert NEVER_SEEN in table
         assert ("reported succeeded later." in table.splitlines()[-1]) == (most == 100)
         assert ("reported succeeded later." in table) == (most == 100)
-        assert ("These are 2 of 3 deliveries; failures come first." in ran.err) == (most == 2)
+        assert ("These are 2 of 3 deliveries. Failures come first." in ran.err) == (most == 2)
     assert Delivery.objects.filter(state="succeeded").count() == 1

@@ -110,7 +110,7 @@ def test_devices_that_need_attention_lead_to_their_list_and_revoked_ones_need_no
     lines = attention(browser)
     assert {text: listed(browser, address) for text, address in lines.items()} == {
         "2 devices have been silent for a day": 2,
-        "1 device takes no push: the last five or more pushes failed": 1,
+        "1 device gets no pushes: its last five or more pushes failed": 1,
         "1 device has a dead push token": 1,
         "1 device has 15% battery or less and no charger": 1,
     }
@@ -118,7 +118,7 @@ def test_devices_that_need_attention_lead_to_their_list_and_revoked_ones_need_no
 
 def test_an_open_circuit_breaker_and_a_missing_dispatcher_need_attention(browser: Browser) -> None:
     dispatcher_status.note_seen(Circuit(state=circuit_breaker.OPEN, reason="FCM answers 401"))
-    assert list(attention(browser)) == ["FCM circuit breaker is open, pushes wait: FCM answers 401"]
+    assert list(attention(browser)) == ["FCM circuit breaker is open, and pushes wait: FCM answers 401"]
     DispatcherSeen.objects.all().delete()
     (line,) = attention(browser).items()
     assert line[0].startswith("No dispatcher is running")

@@ -76,7 +76,7 @@ def test_an_error_page_says_what_to_do(staff: Visitor) -> None:
     not_there = staff.request("GET", "/django-admin/nothing/").body.decode()
     assert "use the search box of the home page" in not_there
     refused = staff.request("GET", "/django-admin/devices/device/?token_hash=x").body.decode()
-    assert "Open the list and choose its filters there." in refused
+    assert "Open the list, and choose the filters in the list." in refused
 
 
 def test_a_bad_request_has_a_link_back(staff: Visitor) -> None:

@@ -73,7 +73,7 @@ def test_a_time_in_which_the_service_was_away_is_unknown(phone: Phone, browser: 
     serve(minutes=1)
     page = page_of(browser, phone)
     assert [look for look, _, _ in parts(page)] == ["good", "quiet", "good"]
-    assert "The service itself was away for a part of it." in plain(section(page))
+    assert "For a part of this time, the server did not run." in plain(section(page))
 
 
 def test_a_page_says_since_when_a_device_is_offline(phone: Phone, browser: Browser) -> None:
@@ -100,4 +100,4 @@ def test_a_device_that_comes_and_goes_often_shows_its_newest_states(
         serve(hours=1)
     page = page_of(browser, phone)
     assert [look for look, _, _ in parts(page)] == ["hatched", "good", "hatched"]
-    assert "only the newest 3 states are shown" in plain(section(page))
+    assert "Only the newest 3 states are shown" in plain(section(page))

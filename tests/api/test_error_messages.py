@@ -63,12 +63,12 @@ def test_the_messages_are_found_wherever_they_are_written(document: Json) -> Non
     found = error_messages.messages()
     assert {
         "must name exactly one of device_ids, aliases, tags, all",  # an argument of ValueError
-        "The target is …, but expect_count is …. Nothing was queued.",  # a domain error's own text
+        "The target contains …, but expect_count is …. No command was sent.",  # a domain error's own text
         "Too many requests. Try again in … s.",  # given to super().__init__()
         "`…` requires `target.device_ids`",  # in a list of errors
         "The body did not arrive within … s.",  # a variable, given to a problem
         "There is nothing at this path.",  # a constant
-        "This path does not allow this method. The Allow header lists the allowed ones.",  # looked up by status
+        "This path does not allow this method. The Allow header lists the allowed methods.",  # looked up by status
     } <= set(found)
     details = {
         error.detail for error in error_messages.domain_errors() if error.__module__.partition(".")[0] != "tests"
@@ -106,7 +106,7 @@ def test_an_invented_paraphrase_is_found_under_its_name(names: set[str], source:
         "The number of devices in target differs from expect_count.",
         "`wipe` requires `target.device_ids`.",
         "Send it to POST /admin/devices/{device_id}/reinstate.",
-        "The enrollment token has expired. Ask an admin for a new one.",
+        "The enrollment token has expired. Ask an admin for a new enrollment token.",
     ],
 )
 def test_a_name_and_a_term_of_the_glossary_are_not_paraphrases(names: set[str], message: str) -> None:

@@ -477,7 +477,7 @@ def test_a_witness_that_retention_has_deleted_proves_nothing_and_the_command_rep
     prune()
     # The mark stores the last deleted entry.
     assert verify("--witness", f"{third.id}:{third.hash}").startswith("Verified 2 entries")
-    assert "Retention has deleted entry 2. Keep a newer place" in broken("--witness", f"2:{third.previous}")
+    assert "Retention has deleted entry 2. Use a newer place" in broken("--witness", f"2:{third.previous}")
 
 
 @commits
@@ -493,8 +493,8 @@ def test_the_mark_of_retention_does_not_excuse_a_deleted_entry(written: list[int
 def test_entries_deleted_too_early_are_found(written: list[int]) -> None:
     tampering.grow_old(*written[:2], at=timezone.now() - timedelta(days=30))
     call_command("prune", "--days", "7", stdout=StringIO())
-    assert "Entries up to 2 were deleted. The last of them is from 2" in broken()
-    assert "give that number as --days" in broken("--days", "31")
+    assert "Entries up to 2 were deleted. The last deleted entry is from 2" in broken()
+    assert "give the lower number as --days" in broken("--days", "31")
     assert verify("--days", "29").startswith("Verified 3 entries, from 3 on.")
 
 

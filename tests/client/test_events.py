@@ -205,7 +205,7 @@ def test_an_expired_cursor_is_answered_with_what_to_do(network: InProcess, admin
         ran = events(network, "--after", old, *words)
         assert (ran.status, ran.out) == (1, "")
         assert "Refused (410 cursor_expired)" in ran.err
-        assert "`manage.py fleet events --after oldest` begins with the oldest event that is kept." in ran.err
+        assert "`manage.py fleet events --after oldest` begins with the oldest event that still exists." in ran.err
         assert "To continue" not in ran.err
     assert later != old
 

@@ -242,7 +242,7 @@ def test_a_dry_run_sends_nothing(network: InProcess, phone: Phone) -> None:
 
 def test_an_unknown_action_of_send_is_refused(network: InProcess, phone: Phone) -> None:
     ran = run("send", "wipee", phone.device_id, transport=network)
-    assert "422 invalid_request): There is no such action. Nothing was queued." in ran.err
+    assert "422 invalid_request): There is no such action. No command was sent." in ran.err
     assert "body.action: must be one of ping, " in ran.err
 
 
@@ -251,13 +251,13 @@ def test_a_wipe_shows_how_to_name_the_phones(network: InProcess, admin: Admin, t
     admin.enrol("one", alias="front-desk")
     ran = run("send", "wipe", target, "--yes", transport=network)
     assert ran.status == 1
-    assert "Name each phone, by its alias, hardware id or device id." in ran.err
+    assert "Write the alias, the hardware id or the device id of each phone." in ran.err
     assert not Command.objects.exists()
 
 
 def test_a_message_about_one_device_is_in_the_singular(network: InProcess, phone: Phone) -> None:
     ran = run("send", "ping", "all", "--expect-count", "20", transport=network)
-    assert "The target is 1 device, but expect_count is 20." in ran.err
+    assert "The target contains 1 device, but expect_count is 20." in ran.err
     assert (
         "1 of the devices in the request is unknown, revoked or retired." in run("ping", UNKNOWN, transport=network).err
     )
@@ -469,7 +469,7 @@ def test_a_revocation_shows_which_wipe_or_lock_it_withdraws(network: InProcess, 
     request_id = admin.command("wipe", to=phone).json["request_id"]
     ran = run("revoke", phone.device_id, "--yes", transport=network)
     assert f"The open wipe is withdrawn: {request_id}." in ran.err
-    assert "may have reached the phone" not in ran.err
+    assert "may already have the command" not in ran.err
 
 
 @pytest.mark.parametrize("verb", ["revoke", "retire"])
@@ -478,7 +478,7 @@ def test_a_withdrawn_wipe_that_may_still_run_is_reported_as_such(
 ) -> None:
     request_id = admin.command("wipe", to=phone).json["request_id"]
     phone.heartbeat()
-    said = f"It may have reached the phone: {request_id} may still run. The server refuses the phone's report."
+    said = f"The phone may already have the command: {request_id} may still run. The server refuses the phone's report."
     assert said in run(verb, phone.device_id, "--yes", transport=network).err
     presence = f"{verb}d"
     assert presence in run("devices", transport=network).out
@@ -498,7 +498,7 @@ def test_reinstating_shows_withdrawn_commands_and_those_that_may_still_run(
     said = ran.err
     assert f"The revocation withdrew this wipe: {wipe}." in said
     assert f"The revocation withdrew this lock: {lock}." in said
-    assert f"It may have reached the phone: {lock} may still run." in said
+    assert f"The phone may already have the command: {lock} may still run." in said
     assert f"{wipe} may still run" not in said
     assert run("reinstate", phone.device_id, transport=network).err == ""
 
@@ -638,7 +638,7 @@ def test_a_bad_signature_of_a_named_admin_names_its_own_variables(network: InPro
     settings.NAMED_ADMIN_KEYS, settings.NAMED_HMAC_SECRETS = {"ops1": ["ops1's key"]}, {"ops1": ["ops1's secret"]}
     ran = run("summary", "--as", "ops1", transport=wrongly_signed(network, at=formatdate(usegmt=True)))
     assert ran.status == 1
-    assert "Check that ADMIN_KEY_OPS1 and HMAC_SECRET_OPS1 are those of this server." in ran.err
+    assert "Check that ADMIN_KEY_OPS1 and HMAC_SECRET_OPS1 belong to this server." in ran.err
 
 
 @pytest.mark.parametrize(
@@ -749,7 +749,7 @@ def test_another_server_at_the_address_is_exit_status_1() -> None:
     other_server = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>\x1b[2J"))
     ran = run("summary", transport=other_server)
     assert ran.status == 1
-    assert "This does not look like NexMDM; it answered 200: <html>" in ran.err
+    assert "The server does not look like NexMDM. The server answered 200: <html>" in ran.err
     assert "Is http://127.0.0.1:8000 the address of a NexMDM server?" in ran.err
     assert "Refused" not in ran.err
     assert "\x1b" not in ran.err
@@ -938,7 +938,7 @@ def test_an_unencrypted_call_gets_a_warning(
     settings.ALLOWED_HOSTS = ["*"]
     ran = run("summary", "--json", "--url", url, transport=network)
     assert (ran.status, ran.json["open_deliveries"]) == (0, 0)
-    assert ("travel unencrypted" in ran.err) is warned
+    assert ("are sent unencrypted" in ran.err) is warned
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://192.0.2.7:8000/"])
@@ -1054,7 +1054,7 @@ def test_a_narrow_terminal_shows_the_first_columns_whole_and_names_the_others(
     monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     shown = re.sub(r"\x1b\[[\d;]*m", "", on_a_terminal(width, monkeypatch))
-    table, _, hint = shown.partition("Not shown because the terminal is too narrow: ")
+    table, _, hint = shown.partition("The terminal is too narrow for these columns: ")
     left_out = hint.partition(". ")[0].split(", ") if hint else []
     headings, _, first, *_ = table.splitlines()
     assert all(len(line) <= max(width, len(UNKNOWN)) for line in table.splitlines())

@@ -58,7 +58,7 @@ def test_the_exact_alias_is_chosen_of_two_that_differ_in_case(network: InProcess
     Device.objects.filter(hardware_id="HW-0001").update(alias="TAB-03")
     assert run("device", "TAB-03", "--json", transport=network).json["hardware_id"] == "HW-0001"
     assert run("device", "tab-03", "--json", transport=network).json["hardware_id"] == "HW-0003"
-    assert "'Tab-03' names 2 devices:" in run("device", "Tab-03", transport=network).err
+    assert "2 devices have the name 'Tab-03':" in run("device", "Tab-03", transport=network).err
 
 
 def test_the_start_of_an_id_is_enough_if_it_is_unique(network: InProcess, tablet: Phone) -> None:
@@ -70,7 +70,7 @@ def test_the_start_of_an_id_is_enough_if_it_is_unique(network: InProcess, tablet
 def test_an_ambiguous_start_lists_the_devices_and_nothing_is_sent(network: InProcess, tablet: Phone) -> None:
     ran = run("ping", tablet.device_id[:6], transport=network)
     assert ran.status == 1
-    assert f"'{tablet.device_id[:6]}' names 2 devices:" in ran.err
+    assert f"2 devices have the name '{tablet.device_id[:6]}':" in ran.err
     assert "tab-03  HW-0003" in ran.err
     assert "tab-30  HW-0001" in ran.err
     assert not Command.objects.exists()
@@ -97,8 +97,8 @@ def test_the_alias_of_a_wiped_phone_names_its_id(network: InProcess, tablet: Pho
     tablet.report(str(Command.objects.get(action="wipe").pk), "succeeded")
     ran = run("device", "TAB-03", transport=network)
     assert ran.status == 1
-    assert "The phone with this alias was lost: a wipe was sent on 20" in ran.err
-    assert f"Name it by its id: {tablet.device_id}." in ran.err
+    assert "The phone with this alias was lost, and a wipe was sent on 20" in ran.err
+    assert f"Write the id of the device: {tablet.device_id}." in ran.err
     assert run("device", tablet.device_id, "--json", transport=network).json["presence"] == "retired"
 
 

@@ -76,7 +76,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced(served: Calla
     ("answer", "said"),
     [
         (b"", "Remote end closed connection"),
-        (b"220 mail.example.com ESMTP\r\n", "its answer is not HTTP"),
+        (b"220 mail.example.com ESMTP\r\n", "the server's answer is not HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "IncompleteRead"),
     ],
 )
@@ -113,7 +113,10 @@ def test_a_server_without_tls_gets_another_message_than_one_that_is_away(served:
 
     ran = run("summary", "--url", f"https://{served(refuse)}", transport=None)
     assert ran.status == 3
-    assert "The server does not speak TLS as expected. Check its address: http:// or https://, and the port." in ran.err
+    assert (
+        "The server does not speak TLS as expected. Check whether the address begins correctly with http:// or "
+        "https://, and check the port."
+    ) in ran.err
 
 
 @pytest.fixture
@@ -149,7 +152,7 @@ def test_a_certificate_is_verified_and_ssl_cert_file_names_an_authority(
     url = f"https://{served(secured, secured)}"
     ran = run("summary", "--url", url, transport=None)
     assert ran.status == 3
-    assert "its certificate cannot be verified" in ran.err
+    assert "the server's certificate cannot be verified" in ran.err
     assert "set SSL_CERT_FILE" in ran.err
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with client(url) as admin:

@@ -72,7 +72,7 @@ def test_login_saves_a_profile_that_only_its_owner_can_read_and_the_next_call_us
 ) -> None:
     ran = login(network, secrets, "--url", f"{SERVER}/")
     assert ran.status == 0
-    assert f"Saved the profile 'default'; its secrets are in {config}." in ran.err
+    assert f"Saved the profile 'default'. Its secrets are in {config}." in ran.err
     assert not any(secret in ran.out + ran.err for secret in secrets)
     assert (stat.S_IMODE(config.stat().st_mode), stat.S_IMODE(config.parent.stat().st_mode)) == (0o600, 0o700)
     assert run_nexmdm("summary", "--json", transport=network).json["open_deliveries"] == 0
@@ -161,7 +161,7 @@ def test_without_a_profile_the_client_shows_how_to_make_one(network: InProcess) 
 def test_a_working_keyring_has_the_secrets_and_the_file_has_none(
     network: InProcess, secrets: tuple[str, str], config: Path, working_keyring: Keyring
 ) -> None:
-    assert "its secrets are in the keyring." in login(network, secrets, "--url", SERVER).err
+    assert "Its secrets are in the keyring." in login(network, secrets, "--url", SERVER).err
     assert not any(secret in config.read_text() for secret in secrets)
     assert set(working_keyring.kept.values()) == set(secrets)
     assert run_nexmdm("summary", transport=network).status == 0
@@ -184,7 +184,7 @@ def test_a_keyring_that_does_not_answer_counts_as_none(
     ran = run_nexmdm("summary", transport=network)
     assert (ran.status, "the keyring did not answer within 0.05 s" in ran.err) == (2, True)
     stays = run_nexmdm("logout", transport=network)
-    assert (stays.status, "stay in the keyring" in stays.err) == (1, True)
+    assert (stays.status, "cannot be removed from the keyring" in stays.err) == (1, True)
     saved = login(network, secrets, "--url", SERVER, "--profile", "other")
     assert "profiles.ini" in saved.err
     unlocked.set()
@@ -225,7 +225,7 @@ def test_a_file_that_cannot_be_read_is_named_and_not_shown(network: InProcess, c
 @pytest.mark.parametrize("name", ["a/b", "..", "DEFAULT", "x" * 65])
 def test_an_invalid_name_of_a_profile_is_refused(network: InProcess, name: str) -> None:
     ran = login(network, (), "--url", SERVER, "--profile", name)
-    assert (ran.status, "cannot name a profile" in ran.err) == (2, True)
+    assert (ran.status, "cannot be the name of a profile" in ran.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_without_a_terminal_a_question_is_refused_and_yes_answers_it(
     ran = run(*words, transport=network)
     assert (ran.status, ran.out) == (2, "")
     assert "Not done, because it is not confirmed: " in ran.err
-    assert ran.err.endswith("Add --yes.\n")
+    assert ran.err.endswith("add --yes.\n")
     assert not Command.objects.exists()
     assert run(*words, "--yes", transport=network).status == 0
     assert Command.objects.exists()
@@ -95,7 +95,7 @@ def test_revoke_and_retire_ask_for_confirmation_and_show_what_they_withdraw(
     assert not Device.objects.filter(revoked_at__isnull=False).exists()
     ran, asked = typed("1", verb, "tab-1")
     assert (ran.status, f"{verb} 1 device: tab-1. Type 1 to confirm: " in asked) == (0, True)
-    assert ("so it cannot be wiped: see `manage.py fleet lost --help`" in asked) is (verb == "revoke")
+    assert ("and cannot be wiped. For a lost phone, see `manage.py fleet lost --help`" in asked) is (verb == "revoke")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,14 @@ def test_a_tag_written_as_a_name_is_pointed_out(network: InProcess, fleet: list[
     run("tag", "floor-2", "--add", "tab-2", transport=network)
     ran = run("send", "reboot", "floor-2", transport=network)
     assert ran.status == 1
-    assert ran.err.endswith("There is a tag of this name: write tag:floor-2.\n")
+    assert ran.err.endswith("There is a tag with this name. To use the tag, write tag:floor-2.\n")
 
 
 def test_the_output_of_a_sent_command_shows_how_to_follow_it(network: InProcess, fleet: list[Phone]) -> None:
-    assert run("ping", "tab-0", transport=network).err == "To follow it: `manage.py fleet command @last --wait`.\n"
+    assert (
+        run("ping", "tab-0", transport=network).err
+        == "To follow the command: `manage.py fleet command @last --wait`.\n"
+    )
     assert run("ping", "tab-0", "--json", transport=network).err == ""
 
 
@@ -181,8 +184,8 @@ def test_lost_locks_then_wipes_and_the_success_of_the_wipe_retires(network: InPr
     assert (lock.action, wipe.action, lock.note, wipe.note) == ("lock", "wipe", "left on a bus", "left on a bus")
     assert ran.out == f"Sent lock {lock.pk}.\nSent wipe {wipe.pk}.\n"
     assert "tab-1 (last seen: never) has until" in ran.err
-    assert "When the phone reports that the wipe succeeded, the server retires the phone." in ran.err
-    assert f"To follow it: `manage.py fleet command {wipe.pk} --wait`." in ran.err
+    assert "When the phone reports that the wipe succeeded, the server retires the device." in ran.err
+    assert f"To follow the command: `manage.py fleet command {wipe.pk} --wait`." in ran.err
     fleet[1].report(str(wipe.pk), "succeeded")
     assert Device.objects.get(pk=fleet[1].device_id).retired_at is not None
     assert run("command", "@last", "--wait", "--json", transport=network).json["outcome"] == "succeeded"
@@ -224,7 +227,7 @@ def test_devices_that_are_silent_for_longer_than_the_command_lives_are_counted_b
     let_pass(minutes=30)
     fleet[1].heartbeat()
     said = run("ping", target, transport=network).err
-    assert "2 of 3 devices were last seen more than 10 min ago, or never; the command expires in 10 min." in said
+    assert "2 of 3 devices were last seen more than 10 min ago, or never. The command expires in 10 min." in said
     assert "last seen" not in run("send", "reboot", target, "--yes", transport=network).err
     assert "expires in 2 min" in run("send", "ping", target, "--expires-in", "2m", transport=network).err
 
@@ -289,5 +292,5 @@ def test_devices_without_the_command_and_the_reasons_are_in_the_table_and_in_csv
     one = run("command", request_id, "--not-succeeded", "-o", "csv", "--limit", "1", transport=network)
     assert one.out.splitlines() == lines[:2]
     assert (
-        f"These are 1 of 2 deliveries; failures come first. `manage.py fleet command {request_id} --limit 2`" in one.err
+        f"These are 1 of 2 deliveries. Failures come first. `manage.py fleet command {request_id} --limit 2`" in one.err
     )

@@ -87,17 +87,17 @@ def test_fail_answers_each_event_with_a_status_and_prints_it() -> None:
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        ({"secret": OTHER}, "webhook-signature does not fit the body; check that the secret is the webhook's secret"),
-        ({"sent": b"{}"}, "webhook-signature does not fit the body"),
-        ({"age": timedelta(seconds=400)}, "s old, more than the allowed 300 s; check the clock of this machine"),
+        ({"secret": OTHER}, "webhook-signature does not match the body. Check that the secret is the webhook's secret"),
+        ({"sent": b"{}"}, "webhook-signature does not match the body"),
+        ({"age": timedelta(seconds=400)}, "s old, more than the allowed 300 s. Check the clock of this machine"),
         ({"age": timedelta(seconds=-400)}, "s in the future, more than the allowed 300 s"),
         ({"headers": {"webhook-id": None}}, "the header webhook-id is missing"),
         ({"headers": {"webhook-timestamp": None}}, "the header webhook-timestamp is missing"),
         ({"headers": {"webhook-signature": None}}, "the header webhook-signature is missing"),
         ({"headers": {"webhook-timestamp": "soon"}}, "webhook-timestamp is not a time in Unix seconds"),
-        ({"headers": {"webhook-id": "other"}}, "webhook-signature does not fit the body"),
-        ({"headers": {"webhook-signature": "v1,"}}, "webhook-signature does not fit the body"),
-        ({"headers": {"webhook-signature": "v1a,AAAA é"}}, "webhook-signature does not fit the body"),
+        ({"headers": {"webhook-id": "other"}}, "webhook-signature does not match the body"),
+        ({"headers": {"webhook-signature": "v1,"}}, "webhook-signature does not match the body"),
+        ({"headers": {"webhook-signature": "v1a,AAAA é"}}, "webhook-signature does not match the body"),
     ],
 )
 def test_a_bad_signature_is_401_with_the_reason_and_prints_no_event(request_: dict[str, Any], reason: str) -> None:

@@ -63,7 +63,7 @@ def test_add_prints_the_secret_alone_and_says_that_it_is_shown_only_now(webhook:
     found = Webhook.objects.get()
     assert (found.url, found.types, found.tags) == (URL, ["command.*", "device.enrolled"], ["lobby", "floor-1"])
     assert str(found.pk) in ran.err
-    assert "This is the webhook's secret. It is shown only now" in ran.err
+    assert "This is the webhook's secret. The server shows the secret only now" in ran.err
     assert ran.out.strip() not in ran.err
 
 
@@ -115,7 +115,7 @@ def test_a_name_that_fits_no_webhook_or_several_changes_nothing(
     other = webhook("add", URL, "--json").json
     several = webhook("pause", URL)
     assert several.status == 1
-    assert all(one in several.err for one in (f"'{URL}' names 2 webhooks:", made["id"], other["id"]))
+    assert all(one in several.err for one in (f"2 webhooks have the name '{URL}':", made["id"], other["id"]))
     unknown = webhook("pause", "Nigth shift")
     assert "No webhook has the id, URL or description 'Nigth shift'. Did you mean Night shift?" in unknown.err
     assert not Webhook.objects.filter(paused=True).exists()
@@ -188,7 +188,10 @@ def test_rotate_secret_prints_the_new_secret_alone(webhook: Callable[..., Ran], 
     ran = webhook("rotate-secret", made["id"])
     assert SECRET.fullmatch(ran.out.removesuffix("\n"))
     assert ran.out.strip() != made["secret"]
-    assert "The earlier secret signs too, for 24 hours. This is the webhook's secret. It is shown only now" in ran.err
+    assert (
+        "For 24 hours, the server also signs with the earlier secret. This is the webhook's secret. The server shows "
+        "the secret only now"
+    ) in ran.err
     assert made["secret"] not in ran.err
 
 

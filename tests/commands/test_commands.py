@@ -305,13 +305,13 @@ def test_wipe_requires_device_ids(admin: Admin, fleet: list[Phone], target: dict
     assert_nothing_queued(admin.command("wipe", to=target, expect_count=1), 422, "invalid_request")
     refused = admin.command("wipe", to=target, dry_run=True)
     assert_nothing_queued(refused, 422, "invalid_request")
-    assert refused.json["detail"] == "`wipe` requires `target.device_ids`. Nothing was queued."
+    assert refused.json["detail"] == "`wipe` requires `target.device_ids`. No command was sent."
 
 
 def test_wipe_of_several_devices_requires_expect_count(admin: Admin, fleet: list[Phone]) -> None:
     refused = admin.command("wipe", to=fleet)
     assert_nothing_queued(refused, 422, "invalid_request")
-    assert refused.json["detail"] == "`wipe` of several devices requires `expect_count`. Nothing was queued."
+    assert refused.json["detail"] == "`wipe` of several devices requires `expect_count`. No command was sent."
     assert_nothing_queued(admin.command("wipe", to=fleet, expect_count=2), 409, "audience_changed")
     assert admin.command("wipe", to=fleet, expect_count=3).json["device_count"] == 3
 

@@ -178,7 +178,7 @@ def test_a_page_instead_of_every_25th_answer_stops_no_other_push(admin: Admin, f
     ("push_token", "advice"),
     [
         ("missing-", "Check the service account's project_id, and FCM_BASE_URL"),
-        ("forbidden-", "The service account may not send pushes"),
+        ("forbidden-", "The service account has no right to send pushes"),
         ("unauthenticated-", "Check the service account's key"),
     ],
 )
@@ -492,8 +492,8 @@ def test_the_wait_for_a_connection_shortens_the_time_to_live(fcm: FcmStandin) ->
 
     first, expired, out_of_time, last = async_to_sync(sends)()
     assert (first.http_status, last.http_status) == (200, 200)
-    assert str(expired) == "its command expired, or expires within 1 s"
-    assert str(out_of_time) == "the push had waited for too long"
+    assert str(expired) == "the command has expired, or expires within 1 s"
+    assert str(out_of_time) == "the push waited for too long"
     assert [send.message["android"]["ttl"] for send in fcm.journal.sends()[2:]] == ["9s"]
 
 
@@ -501,7 +501,7 @@ def test_a_refused_access_token_does_not_extend_the_time_of_a_push(fcm: FcmStand
     async def sends(sender: Sender) -> None:
         await sender.send(ping("ok-1"))
         fcm.override, fcm.delay_ms = "unauthenticated", 400
-        with pytest.raises(NotSent, match="the push had waited for too long"):
+        with pytest.raises(NotSent, match="the push waited for too long"):
             await sender.send(ping("ok-2", leaves_within=0.3))
 
     with_sender(fcm, sends)

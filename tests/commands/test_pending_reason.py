@@ -82,11 +82,14 @@ def test_the_reason_names_a_phone_that_is_silent_or_defers(admin: Admin, fcm: Fc
 
     Presence.objects.update(last_seen_at=Now() - timedelta(hours=3, minutes=10))
     Device.objects.update(push_token_dead_at=Now())
-    assert why_open(admin) == "Silent for 3 h; push token dead."
+    assert why_open(admin) == "The device has sent no heartbeat for 3 h; the push token is dead."
 
     phone.report(request_id, "deferred")
     phone.report(request_id, "deferred")
-    assert why_open(admin) == "Deferred twice; silent for 3 h; push token dead."
+    assert (
+        why_open(admin)
+        == "The phone deferred the command twice; the device has sent no heartbeat for 3 h; the push token is dead."
+    )
 
 
 def test_a_phone_is_silent_for_the_reason_when_its_presence_is_offline(
@@ -95,11 +98,27 @@ def test_a_phone_is_silent_for_the_reason_when_its_presence_is_offline(
     phone.heartbeat()
     admin.command("ping", to=phone)
     for interval, seconds, presence, reason in (
-        (120, 290, "online", "No push token, so the command goes with the next heartbeat."),
-        (120, 370, "offline", "Silent for 6 min; no push token, so the command goes with the next heartbeat."),
-        (3600, 7200, "online", "No push token, so the command goes with the next heartbeat."),
-        (5, 50, "offline", "No push token, so the command goes with the next heartbeat."),
-        (5, 70, "offline", "Silent for 1 min; no push token, so the command goes with the next heartbeat."),
+        (120, 290, "online", "The device has no push token, and the phone gets the command with its next heartbeat."),
+        (
+            120,
+            370,
+            "offline",
+            (
+                "The device has sent no heartbeat for 6 min; the device has no push token, and the phone gets the "
+                "command with its next heartbeat."
+            ),
+        ),
+        (3600, 7200, "online", "The device has no push token, and the phone gets the command with its next heartbeat."),
+        (5, 50, "offline", "The device has no push token, and the phone gets the command with its next heartbeat."),
+        (
+            5,
+            70,
+            "offline",
+            (
+                "The device has sent no heartbeat for 1 min; the device has no push token, and the phone gets the "
+                "command with its next heartbeat."
+            ),
+        ),
     ):
         settings.HEARTBEAT_INTERVAL_SECONDS = interval
         Presence.objects.update(last_seen_at=Now() - timedelta(seconds=seconds))
@@ -110,20 +129,20 @@ def test_a_phone_is_silent_for_the_reason_when_its_presence_is_offline(
 def test_the_reason_without_a_push_token_names_the_next_heartbeat(admin: Admin, phone: Phone) -> None:
     phone.heartbeat()
     request_id = admin.command("ping", to=phone).json["request_id"]
-    assert why_open(admin) == "No push token, so the command goes with the next heartbeat."
+    assert why_open(admin) == "The device has no push token, and the phone gets the command with its next heartbeat."
     phone.report(request_id, "running")
-    assert why_open(admin) == "The phone reported running; no push token."
+    assert why_open(admin) == "The phone reported running; the device has no push token."
 
 
 @pytest.mark.parametrize(
     ("push_token", "expires_in_seconds", "sentence"),
     [
         ("ok-1", 600, "Waiting for the phone to answer."),
-        ("unregistered-1", 600, "Push token dead."),
+        ("unregistered-1", 600, "The push token is dead."),
         ("invalid-1", 600, "FCM refused the push."),
         ("unavailable-1", 600, "Push failed once, and will be tried again."),
         ("reset-1", 600, "Push failed once, and will be tried again."),
-        ("forbidden-1", 600, "Push failed once, the next push is not sent yet."),
+        ("forbidden-1", 600, "Push failed once, and the next push is not sent yet."),
         ("unavailable90-1", 60, "Push failed once, and no time is left for another push before the expiry."),
         ("reset-1", 10, "Push failed once, and no time is left for another push before the expiry."),
     ],
@@ -149,7 +168,7 @@ def test_without_firebase_the_reason_names_the_next_heartbeat(admin: Admin, sett
     settings.FIREBASE_SERVICE_ACCOUNT = None
     ping(admin, "ok-1")
     call_command("dispatch", once=True)
-    assert why_open(admin) == "Firebase is not configured, so the command goes with the next heartbeat."
+    assert why_open(admin) == "Firebase is not configured, and the phone gets the command with its next heartbeat."
 
 
 def test_a_push_without_a_dispatcher_is_not_sent_yet(admin: Admin, fcm: FcmStandin) -> None:
@@ -177,7 +196,7 @@ def test_a_returned_push_is_not_sent_yet_and_counts_as_no_failure(
     *sent, given_back = [ping(admin, f"forbidden-{number}") for number in range(circuit_breaker.SEVERAL_DEVICES + 1)]
     dispatch()
     assert Attempt.objects.get(delivery__device_id=given_back.device_id).detail.startswith("not sent: ")
-    assert {why_open(admin, phone) for phone in sent} == {"Push failed once, the next push is not sent yet."}
+    assert {why_open(admin, phone) for phone in sent} == {"Push failed once, and the next push is not sent yet."}
     assert why_open(admin, given_back) == "The push is not sent yet."
 
 
@@ -196,12 +215,12 @@ def test_only_pushes_that_were_sent_count_as_failed(admin: Admin, fcm: FcmStandi
 
     fcm.oauth_down = True
     dispatch()
-    assert why_open(admin) == "Push failed twice, the next push is not sent yet."
+    assert why_open(admin) == "Push failed twice, and the next push is not sent yet."
 
     Delivery.objects.update(next_attempt_at=Now())
     outbox.claim_due(1)
     assert Delivery.objects.get().attempt_count == 4
-    assert why_open(admin) == "Push failed twice, the next push is being sent."
+    assert why_open(admin) == "Push failed twice, and the next push is being sent."
 
 
 def test_a_push_whose_dispatcher_died_is_being_sent_until_its_lease_is_over(admin: Admin, fcm: FcmStandin) -> None:
@@ -209,7 +228,7 @@ def test_a_push_whose_dispatcher_died_is_being_sent_until_its_lease_is_over(admi
     outbox.claim_due(1)
     assert why_open(admin) == "The push is being sent."
     let_pass(seconds=outbox.LEASE.total_seconds())
-    assert why_open(admin) == "Push failed once, the next push is not sent yet."
+    assert why_open(admin) == "Push failed once, and the next push is not sent yet."
 
 
 def test_the_reason_shows_that_no_time_was_left_for_a_push(admin: Admin, fcm: FcmStandin) -> None:
@@ -226,7 +245,7 @@ def test_after_a_new_push_token_a_refused_push_is_due_again(admin: Admin, fcm: F
     phone = ping(admin, "invalid-1")
     dispatch()
     phone.heartbeat(push_token="ok-1")
-    assert why_open(admin) == "Push failed once, the next push is not sent yet."
+    assert why_open(admin) == "Push failed once, and the next push is not sent yet."
 
 
 def test_the_admin_site_shows_the_same_reason_although_its_timeline_is_cut(
@@ -244,5 +263,5 @@ def test_the_admin_site_shows_the_same_reason_although_its_timeline_is_cut(
 
     phone.report(str(delivery.command_id), "deferred")
     Report.objects.bulk_create(Report(delivery=delivery, status="deferred") for _ in range(149))
-    assert why_open(admin) == "Deferred 150 times."
-    assert "Deferred 150 times." in admin_client.get(page).content.decode()
+    assert why_open(admin) == "The phone deferred the command 150 times."
+    assert "The phone deferred the command 150 times." in admin_client.get(page).content.decode()

@@ -215,7 +215,7 @@ def test_an_unchanged_registration_resets_no_backoff(admin: Admin, fcm: FcmStand
             {"kind": "fid", "value": "BLACKLISTED"},
             "value is a placeholder, not a push token; the whole object is dropped",
         ),
-        ({"kind": "fid", "value": "a b"}, "value is not a push token: it contains blanks"),
+        ({"kind": "fid", "value": "a b"}, "value must be a push token, without blanks"),
         (
             {"kind": "fid", "value": "p" * 4097},
             "value String should have at most 4096 characters; the whole object is dropped",

@@ -153,7 +153,7 @@ def test_a_push_whose_lease_is_nearly_over_is_returned_and_claimed_again(
     dispatch(fcm, after_the_first=lambda: None)
     assert sorted(pushed_to(fcm)) == [f"ok-{number}" for number in range(PHONES)]
     stayed = Attempt.objects.filter(outcome="blocked")
-    assert {attempt.detail for attempt in stayed} == {"not sent: the push had waited for too long"}
+    assert {attempt.detail for attempt in stayed} == {"not sent: the push waited for too long"}
     assert not Delivery.objects.exclude(push_state="accepted").exists()
 
 

@@ -104,7 +104,7 @@ def test_an_alias_with_invisible_characters_is_refused(admin: Admin, client: Cli
     answers = [Phone(client, "imei-2").register(admin.enrollment_token(), alias=alias), change(admin, phone, alias)]
     for answer in answers:
         assert (answer.status, answer.json["errors"][0]["loc"]) == (422, ["body", "alias"])
-        assert "control or format characters" in answer.json["errors"][0]["msg"]
+        assert "control characters or format characters" in answer.json["errors"][0]["msg"]
     assert list(Device.objects.values_list("alias", flat=True)) == [None]
 
 

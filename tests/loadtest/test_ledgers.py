@@ -351,7 +351,7 @@ def retry_at_once_what_our_side_blocked(world: World) -> None:
 
 
 def retry_before_the_end_of_what_was_not_sent(world: World) -> None:
-    world.spoil(1, attempts=[blocked("not sent: the push had waited for too long"), accepted("m3", at=NOW + 0.9)])
+    world.spoil(1, attempts=[blocked("not sent: the push waited for too long"), accepted("m3", at=NOW + 0.9)])
 
 
 def retry_within_the_lease(world: World) -> None:

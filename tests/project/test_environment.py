@@ -49,7 +49,7 @@ def test_a_missing_short_malformed_or_placeholder_secret_stops_the_start_without
     monkeypatch: pytest.MonkeyPatch, value: str, fault: ConfigError
 ) -> None:
     monkeypatch.setenv("ADMIN_KEY", value)
-    with pytest.raises(Misconfigured, match=rf"^\({fault}\) ADMIN_KEY .* Make one with: ") as refused:
+    with pytest.raises(Misconfigured, match=rf"^\({fault}\) ADMIN_KEY .* To create a secret, run: ") as refused:
         environment.secret("ADMIN_KEY", None)
     assert not value or value not in str(refused.value)
 
@@ -147,19 +147,19 @@ def test_an_origin_with_a_password_is_refused_without_being_shown(monkeypatch: p
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
-        ("https://mdm.example.com", "the host name alone"),
-        ("mdm.example.com:443", "the host name alone"),
-        ("mdm.example.com/admin", "the host name alone"),
-        ("mdm.example.com.", "the host name alone"),
-        ("a b", "the host name alone"),
-        ("mdm_1.example.com", "the host name alone"),
-        ("a..b", "the host name alone"),
-        (".", "the host name alone"),
-        ("[::1]:8000", "the host name alone"),
-        ('["mdm.example.com"]', "no brackets, no quotes"),
-        ('["a.example.com", "b.example.com"]', "no brackets, no quotes"),
-        ("'mdm.example.com'", "no brackets, no quotes"),
-        ("mdm.example.com,https://a", "the host name alone"),
+        ("https://mdm.example.com", "only the host name"),
+        ("mdm.example.com:443", "only the host name"),
+        ("mdm.example.com/admin", "only the host name"),
+        ("mdm.example.com.", "only the host name"),
+        ("a b", "only the host name"),
+        ("mdm_1.example.com", "only the host name"),
+        ("a..b", "only the host name"),
+        (".", "only the host name"),
+        ("[::1]:8000", "only the host name"),
+        ('["mdm.example.com"]', "Do not use brackets or quotes"),
+        ('["a.example.com", "b.example.com"]', "Do not use brackets or quotes"),
+        ("'mdm.example.com'", "Do not use brackets or quotes"),
+        ("mdm.example.com,https://a", "only the host name"),
         ("*.example.com", "Write .example.com for all names below a domain"),
         ("::1", "in brackets and without a zone: \\[::1\\]"),
         ("fe80::1%eth0", "in brackets and without a zone: \\[fe80::1\\]"),
@@ -233,7 +233,9 @@ def test_a_network_that_no_client_can_be_in_is_refused(monkeypatch: pytest.Monke
 )
 def test_an_invalid_rate_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ADMIN_RATE_LIMIT", value)
-    with pytest.raises(Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) ADMIN_RATE_LIMIT must look like 120/m"):
+    with pytest.raises(
+        Misconfigured, match=rf"^\({ConfigError.MALFORMED}\) ADMIN_RATE_LIMIT must be a number, a slash and a unit"
+    ):
         environment.rate("ADMIN_RATE_LIMIT", "120/m")
 
 
@@ -369,7 +371,7 @@ def test_a_setting_of_provisioning_that_can_never_be_right_is_refused(
 
 def test_the_hint_shows_a_hexadecimal_checksum_in_the_right_form() -> None:
     digits = bytes(range(32)).hex(":").upper()
-    with pytest.raises(Misconfigured, match=f"Write it as {CHECKSUM}"):
+    with pytest.raises(Misconfigured, match=f"Write the checksum as {CHECKSUM}"):
         provisioning.agent_signature_checksum(digits)
 
 

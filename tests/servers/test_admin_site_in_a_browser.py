@@ -155,7 +155,7 @@ def test_attempts_are_filtered_by_fcm_code_and_one_of_them_leads_to_its_delivery
     assert "Issued by admin" in issued
     assert "Push 1: token_dead HTTP 404 UNREGISTERED in" in pushed
     assert browser.run("document.querySelector('.timeline .badge').className") == "badge bad"
-    assert "never sent a heartbeat; push token dead." in browser.text
+    assert "never sent a heartbeat; the push token is dead." in browser.text
     browser.click("ping for 2 devices")
     assert browser.heading == "Command ping for 2 devices"
 
@@ -256,7 +256,7 @@ def test_a_command_shows_first_the_devices_without_success_and_the_reasons(brows
     first, second = browser.driver.find_elements(By.CSS_SELECTOR, ".inline-group")
     assert first.text.upper().startswith("NOT SUCCEEDED")
     assert "yard" in first.text
-    assert "push token dead" in first.text
+    assert "the push token is dead" in first.text
     assert "lobby" in second.text
 
 

@@ -97,8 +97,14 @@ def test_an_agent_that_ends_by_itself_is_shown_with_its_last_output(runs: Runs) 
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        ((), "No agent is named. Name its command: manage.py conformance -- python docs/agent/agent.py"),
-        (("--", "no-such-agent"), "'no-such-agent' is no program."),
+        (
+            (),
+            (
+                "No agent is named. Write the command that starts the agent: manage.py conformance -- python "
+                "docs/agent/agent.py"
+            ),
+        ),
+        (("--", "no-such-agent"), "'no-such-agent' is not a program."),
         (("--only", "no-such-scenario"), "invalid choice: 'no-such-scenario'"),
     ],
 )

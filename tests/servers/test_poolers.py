@@ -112,7 +112,7 @@ def test_statement_pooling_is_refused_by_name(
     ):
         (found,) = checks.connections()
         assert (found.id, "pool_mode" in (found.hint or "")) == (ConfigError.STATEMENT_POOLING, True)
-        with pytest.raises(CommandError, match="pools statements"):
+        with pytest.raises(CommandError, match="pool_mode = statement"):
             call_command("migrate", verbosity=0)
 
 
@@ -129,7 +129,7 @@ async def listened(until: str) -> tuple[list[str], float]:
 
 
 def test_without_a_direct_address_the_dispatcher_polls_more_often_and_logs_why(pooled: None) -> None:
-    assert asyncio.run(listened("set DIRECT_DATABASE_URL")) == (["listen.lost"], DEAF_POLL_SECONDS)
+    assert asyncio.run(listened("Set DIRECT_DATABASE_URL")) == (["listen.lost"], DEAF_POLL_SECONDS)
 
 
 def test_with_a_direct_address_the_dispatcher_is_woken(

@@ -71,8 +71,8 @@ def test_a_simulated_fleet_gets_pushes_and_some_of_its_phones_fail_or_become_sil
     [
         (("--fail", "lots"), "'lots' is not a percentage from 0 to 100, such as 10%"),
         (("--silent", "101%"), "'101%' is not a percentage from 0 to 100, such as 10%"),
-        (("--url", "http://127.0.0.1:1"), "name an enrollment token of that server"),
-        ((), "Is the server running? Start it with `make run`"),
+        (("--url", "http://127.0.0.1:1"), "give an enrollment token of that server"),
+        ((), "Is the server running? Start the server with `make run`"),
     ],
 )
 def test_invalid_options_are_refused_with_advice(tmp_path: Path, options: tuple[str, ...], error: str) -> None:

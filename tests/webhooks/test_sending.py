@@ -208,7 +208,9 @@ def test_a_webhook_is_paused_72_hours_after_its_first_failure_and_keeps_its_plac
     send_once()
     row = hook.row
     assert row["paused"] is True
-    assert row["why"] == "No attempt of the last 72 hours was acknowledged; the last one: the receiver answered 500"
+    assert row["why"] == (
+        "The receiver acknowledged no attempt in the last 72 hours. The last attempt failed: the receiver answered 500"
+    )
     (event,) = [event for event in events(admin) if event["type"] == "webhook.paused"]
     assert event["data"] == {"webhook_id": hook.id, "why": row["why"], "by": "dispatcher"}
     make_due()

@@ -11,7 +11,7 @@ Json = dict[str, Any]
 PROBLEM: Final[Json] = {
     "title": "ProblemDetails",
     "type": "object",
-    "description": "An error (RFC 9457). Programs decide by `code`, which is stable; `detail` is for people.",
+    "description": "An error (RFC 9457). A program uses `code`, which never changes. `detail` is a text for people.",
     "required": ["type", "title", "status", "code", "detail"],
     "properties": {
         "type": {"type": "string", "const": "about:blank"},
@@ -22,8 +22,10 @@ PROBLEM: Final[Json] = {
         "errors": {
             "type": "array",
             "maxItems": problems.MOST_ERRORS,
-            "description": "Only with status 422: each error and its place in the request. At most "
-            f"{problems.MOST_ERRORS} errors, and for a list only the error of its first wrong entry.",
+            "description": (
+                "Only with status 422: each error and its place in the request. There are at most "
+                f"{problems.MOST_ERRORS} errors. For a list, only the error of the first wrong entry is given."
+            ),
             "items": {
                 "type": "object",
                 "required": ["loc", "msg"],
@@ -41,8 +43,10 @@ PROBLEM: Final[Json] = {
 }
 HEADERS: Final[Json] = {
     "X-Correlation-ID": {
-        "description": "The id of this request in the log. It is the X-Correlation-ID of the request, if that has 1 to "
-        "64 letters, digits, dots, hyphens and underscores; else a new one.",
+        "description": (
+            "The id of this request in the log. If the request has an X-Correlation-ID of 1 to 64 letters, digits, "
+            "dots, hyphens and underscores, this is the same id. If not, the server creates a new id."
+        ),
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
     },
@@ -63,7 +67,7 @@ HEADERS: Final[Json] = {
 }
 PARAMETERS: Final[Json] = {
     "X-Admin": {
-        "description": "The admin key. It names the principal, whose HMAC secret signs the request.",
+        "description": "The admin key. The key names the principal, whose HMAC secret signs the request.",
         "schema": {"type": "string"},
     },
     "X-Timestamp": {
@@ -71,12 +75,14 @@ PARAMETERS: Final[Json] = {
         "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
     },
     "X-Signature": {
-        "description": "`v1=` and the signature; see the security scheme SignedRequest.",
+        "description": "`v1=` and the signature. See the security scheme SignedRequest.",
         "schema": {"type": "string", "pattern": "^v1=[0-9a-f]{64}$"},
     },
     "Idempotency-Key": {
-        "description": "A new key for each new request. For 24 hours, a repeat of a request with its key gets the same "
-        "answer, and is not carried out again.",
+        "description": (
+            "A new key for each new request. If the client repeats the request with the same key within 24 hours, "
+            "the client gets the same answer. The server does not carry out the request again."
+        ),
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"},
     },
 }

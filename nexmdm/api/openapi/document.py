@@ -52,16 +52,20 @@ def _like(problem: Problem) -> Refusal:
 
 
 _ANYWHERE: Final = (
-    Refusal(400, "invalid_host", "This host name is not in ALLOWED_HOSTS."),
+    Refusal(400, "invalid_host", "The host name of this request is not in ALLOWED_HOSTS."),
     _like(problems.TARGET_IS_NO_PATH),
-    _general(400, "The request, or the chunks of its body, are not valid HTTP/1.1."),
+    _general(400, "The request or its chunked body is not valid HTTP/1.1."),
     _general(408, "The body did not arrive in time."),
     _general(413, "The body is larger than this path allows."),
-    _general(415, "The body is not sent as Content-Type: application/json, or it is compressed (Content-Encoding)."),
-    _general(422, "The request does not fit its schema, or its query has unknown parameters; see errors."),
+    _general(
+        415, "The body is not sent as Content-Type: application/json, or the body is compressed (Content-Encoding)."
+    ),
+    _general(
+        422, "The request is not valid, or the query has unknown parameters. `errors` names each problem and its place."
+    ),
     _general(431, "The headers are too large."),
     _like(problems.INTERNAL),
-    _general(503, "Too many connections are open, or too much work waits. Try again shortly."),
+    _general(503, "Too many connections are open, or too many requests are waiting. Try again in a few seconds."),
 )
 _NOT_JSON: Final = Refusal(400, "invalid_json", "The body is not JSON in UTF-8.")
 _NOT_FOUND: Final = _general(404, "There is nothing at this path, or nothing has this id.")

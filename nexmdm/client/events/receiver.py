@@ -75,7 +75,7 @@ class Receiver:
             except OSError as error:
                 # The output is closed, so the next event could not be printed.
                 self._error = error
-                return 503, "The receiver ends."
+                return 503, "The receiver is stopping."
             return status, text
 
     def _answered(self) -> None:
@@ -90,7 +90,7 @@ class Receiver:
             return 401, f"Bad signature: {bad}."
         event = _event(webhook_id, body)
         if event is None:
-            return 400, "The body is not an event: an object with type, timestamp and data."
+            return 400, "The body is not an event. An event is an object with type, timestamp and data."
         again = webhook_id in self._seen
         self._remember(webhook_id)
         self._took(event | {"again": again})

@@ -49,4 +49,4 @@ def _only(name: str, found: list[Json]) -> str:
     if len(found) == 1:
         return str(found[0]["id"])
     listed = [f"  {row['id']}  {row['url']}  {row['description'] or '-'}" for row in found]
-    raise NotFound("\n".join([f"{name!r} names {len(found)} webhooks:", *listed]))
+    raise NotFound("\n".join([f"{len(found)} webhooks have the name {name!r}:", *listed]))

@@ -25,7 +25,7 @@ def key_of(secret: str) -> bytes:
     except (binascii.Error, ValueError):
         key = b""
     if not key:
-        raise ValueError(f"is not the secret of a webhook, which is {SECRET_PREFIX} followed by base64")
+        raise ValueError(f"is not the secret of a webhook. A secret begins with {SECRET_PREFIX}, and base64 follows")
     return key
 
 
@@ -51,12 +51,12 @@ def verify(key: bytes, headers: Mapping[str, str], body: bytes, now: float) -> s
     if abs(age) > TOLERANCE_SECONDS:
         way = "old" if age > 0 else "in the future"
         raise BadSignature(
-            f"webhook-timestamp is {abs(age):.0f} s {way}, more than the allowed {TOLERANCE_SECONDS} s; "
-            "check the clock of this machine"
+            f"webhook-timestamp is {abs(age):.0f} s {way}, more than the allowed {TOLERANCE_SECONDS} s. Check the "
+            "clock of this machine"
         )
     right = sign(key, webhook_id, timestamp, body).encode()
     for signature in headers["webhook-signature"].split():
         version, _, given = signature.partition(",")
         if version == _VERSION and hmac.compare_digest(given.encode(), right):
             return webhook_id
-    raise BadSignature("webhook-signature does not fit the body; check that the secret is the webhook's secret")
+    raise BadSignature("webhook-signature does not match the body. Check that the secret is the webhook's secret")

@@ -88,9 +88,9 @@ def _is_readable(connection: HTTPConnection) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate cannot be verified: {error.verify_message}"
+        return f"the server's certificate cannot be verified: {error.verify_message}"
     if isinstance(error, BadStatusLine) and not isinstance(error, RemoteDisconnected):
-        return "its answer is not HTTP"
+        return "the server's answer is not HTTP"
     if isinstance(error, UnicodeError):
         return "this cannot be the name of a host"
     if isinstance(error, OSError) and error.strerror:
@@ -100,7 +100,13 @@ def _reason(error: Exception) -> str:
 
 def _advice(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return "If the certificate is from your own authority, set SSL_CERT_FILE to the file of its certificate."
+        return (
+            "If your own authority issued the certificate, set SSL_CERT_FILE to the file with the authority's "
+            "certificate."
+        )
     if isinstance(error, ssl.SSLError):
-        return "The server does not speak TLS as expected. Check its address: http:// or https://, and the port."
+        return (
+            "The server does not speak TLS as expected. Check whether the address begins correctly with http:// or "
+            "https://, and check the port."
+        )
     return ""

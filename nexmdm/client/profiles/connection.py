@@ -109,7 +109,7 @@ def variables_of(principal: str) -> tuple[str, str]:
         return KEY, SECRET
     name = principal.upper()
     if not _NAME.fullmatch(name) or name in _TAKEN:
-        hint = "a name is 1 to 64 letters A to Z and digits, such as OPS1."
+        hint = "a name has 1 to 64 letters A to Z and digits, such as OPS1."
         raise NotConnected(f"{principal!r} cannot be the name of an admin: {hint}")
     return f"{KEY}_{name}", f"{SECRET}_{name}"
 
@@ -127,7 +127,9 @@ def sendable(name: str, value: str) -> str:
 def _own_server(wish: Wish, own: OwnServer, variables: tuple[str, str]) -> Connection:
     pair = own.credentials(wish.principal)
     if pair is None:
-        message = f"There is no admin {wish.principal!r}: set {' and '.join(variables)} in the environment."
+        message = (
+            f"No secrets are known for the admin {wish.principal!r}. Set {' and '.join(variables)} in the environment."
+        )
         raise NotConnected(message)
     if wish.url is None:
         return Connection(own.url, own.host, *pair, variables, OF_THE_CHECKOUT)
@@ -144,8 +146,11 @@ def _check_secrets(url: str, own: str) -> None:
     missing = [name for name in (KEY, SECRET) if not os.environ.get(name)]
     if not missing or on_loopback(url) or url.rstrip("/") == own:
         return
-    message = f"{url} is not the server of this checkout, so this checkout's secrets are not used for it."
-    advice = f"Set {KEY} and {SECRET} in the environment to the values of {url} (not set: {', '.join(missing)})."
+    message = (
+        f"{url} is not the server of this checkout. The client uses this checkout's secrets only for the server of "
+        "this checkout."
+    )
+    advice = f"Set {KEY} and {SECRET} in the environment to the secrets of {url} (not set: {', '.join(missing)})."
     raise NotConnected(f"{message} {advice}")
 
 
@@ -165,6 +170,6 @@ def _of_the_environment(principal: str, variables: tuple[str, str]) -> tuple[str
     if not missing:
         return sendable(variables[0], found[variables[0]]), sendable(variables[1], found[variables[1]])
     if found or principal != UNNAMED:
-        message = f"Set {' and '.join(variables)} in the environment, or neither"
+        message = f"Set both {' and '.join(variables)} in the environment, or remove both"
         raise NotConnected(f"{message} (not set: {', '.join(missing)}).")
     return None

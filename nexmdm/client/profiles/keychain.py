@@ -30,7 +30,7 @@ def store(name: str, value: str) -> None:
         return bool(keyring.get_password(_SERVICE, name) == value)
 
     if not _in_time(work):
-        raise NoKeyring("the keyring does not return what was stored in it")
+        raise NoKeyring("the keyring does not return the stored secret")
 
 
 def read(name: str) -> str | None:

@@ -41,7 +41,9 @@ class Profile:
         if self.secrets == IN_FILE:
             return self.admin_key, self.hmac_secret
         if self.secrets != IN_KEYRING:
-            message = f"The profile {self.name!r} does not say where its secrets are: `secrets` must be {IN_KEYRING} or"
+            message = (
+                f"The profile {self.name!r} does not state where its secrets are. `secrets` must be {IN_KEYRING} or"
+            )
             raise ProfileError(f"{message} {IN_FILE} in {path()}. Run `nexmdm login --profile {self.name}`.")
         try:
             found = [keychain.read(_entry(self.name, kind)) for kind in _FIELDS[2:]]
@@ -98,7 +100,9 @@ def find(name: str) -> Profile:
     known = load_all()
     if name not in known:
         others = f" The profiles are: {', '.join(known)}." if known else ""
-        raise ProfileError(f"There is no profile {name!r}.{others} `nexmdm login --profile {name}` makes it.")
+        raise ProfileError(
+            f"There is no profile {name!r}.{others} To create the profile, run `nexmdm login --profile {name}`."
+        )
     return known[name]
 
 
@@ -112,7 +116,7 @@ def remove(name: str) -> None:
         try:
             _forget(name)
         except keychain.NoKeyring as error:
-            message = f"The secrets of the profile {name!r} stay in the keyring: {error}."
+            message = f"The secrets of the profile {name!r} cannot be removed from the keyring: {error}."
             raise ProfileError(f"{message} Unlock the keyring, then try again.") from error
     parsed = _read()
     parsed.remove_section(name)
@@ -122,7 +126,9 @@ def remove(name: str) -> None:
 def checked_name(text: str) -> str:
     """Return `text`. Raises ProfileError if it cannot be the name of a profile."""
     if not _NAME.fullmatch(text) or text == configparser.DEFAULTSECT or not text.strip("."):
-        raise ProfileError(f"{text!r} cannot name a profile: a name has up to 64 letters, digits and . _ -")
+        raise ProfileError(
+            f"{text!r} cannot be the name of a profile. A name has 1 to 64 characters: letters, digits and . _ -"
+        )
     return text
 
 
@@ -144,7 +150,7 @@ def _read() -> configparser.ConfigParser:
     except (configparser.Error, OSError, UnicodeError) as error:
         # The message of the original error may contain a line of the file, and so a secret.
         message = f"{path()} cannot be read ({type(error).__name__})."
-        raise ProfileError(f"{message} Repair it, or delete it and run `nexmdm login`.") from None
+        raise ProfileError(f"{message} Repair the file, or delete the file and run `nexmdm login`.") from None
     return parsed
 
 

@@ -29,10 +29,7 @@ _PATH: Final = "/admin/commands"
 @shared.between
 @NEWEST_FIRST
 def commands(session: Session, limit: int, device: str | None, *, newest_first: bool, **filters: Any) -> int:
-    """List the newest commands, sorted by their outcome.
-
-    The order is: failed, expired, partial, cancelled, open, succeeded.
-    """
+    """List the newest commands, in this order: failed, expired, partial, cancelled, open, succeeded."""
     device_id = session.names.device_id(device) if device is not None else None
     found, more = session.client.items(_PATH, limit, device_id=device_id, **filters)
     if not newest_first:
@@ -46,12 +43,15 @@ def commands(session: Session, limit: int, device: str | None, *, newest_first: 
 @click.argument("name", type=values.COMMAND, metavar="COMMAND")
 @click.option("--not-succeeded", is_flag=True, help="Leave out the devices that succeeded in time.")
 @click.option(
-    "--limit", type=arguments.POSITIVE, metavar="N", help="The most deliveries to show, the worst first; default 100."
+    "--limit",
+    type=arguments.POSITIVE,
+    metavar="N",
+    help="The largest number of deliveries to show, the worst first; default 100.",
 )
 def command(
     session: Session, name: str, timeout: int | None, limit: int | None, *, wait: bool, not_succeeded: bool
 ) -> int:
-    """Show one command with its deliveries, the worst delivery first. Each delivery shows the reason of its state."""
+    """Show one command with its deliveries, the worst first, and why devices did not finish the command."""
     found = session.client.command(session.names.command_id(name))
     shown = following.Shown(not_succeeded, limit)
     if wait or timeout is not None:

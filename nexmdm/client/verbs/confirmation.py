@@ -26,7 +26,7 @@ def confirm(session: Session, deed: str, count: int, examples: Sequence[Json], *
     more = ", …" if count > len(examples[:SHOWN]) else ""
     question = f"{deed} {counted}: {names}{more}"
     if not (sys.stdin.isatty() and session.terminal.err.isatty()):
-        raise ConfirmationRequired(f"Not done, because it is not confirmed: {question}. Add --yes.")
+        raise ConfirmationRequired(f"Not done, because it is not confirmed: {question}. To confirm, add --yes.")
     session.terminal.err.write(printable(f"{question}. Type {count} to confirm: "))
     session.terminal.err.flush()
     if sys.stdin.readline().strip() != str(count):

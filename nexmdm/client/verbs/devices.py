@@ -16,7 +16,7 @@ from nexmdm.client.verbs.answers import given, show, show_list
 _PATH: Final = "/admin/devices"
 _REPORTED: Final = "The value exactly as the device reported it."
 NEWEST_FIRST: Final = click.option(
-    "--newest-first", is_flag=True, help="Show the newest first, instead of those with problems."
+    "--newest-first", is_flag=True, help="Show the newest rows first, instead of rows with problems."
 )
 
 
@@ -35,8 +35,10 @@ NEWEST_FIRST: Final = click.option(
 @click.option("--agent-version", metavar="TEXT", help=_REPORTED)
 @click.option(
     "--not-seen-for", "not_seen_for_seconds", type=arguments.SECONDS, metavar="TIME",
-    help="No heartbeat for this time (10m, 12h, 7d), also revoked and retired devices; before the first heartbeat, the "
-    "time since the enrollment counts.",
+    help=(
+        "Devices without a heartbeat for this time (10m, 12h, 7d), including revoked and retired devices. If a "
+        "device has sent no heartbeat, the time since the enrollment counts."
+    ),
 )  # fmt: skip
 @click.option(
     "--q",
@@ -45,7 +47,7 @@ NEWEST_FIRST: Final = click.option(
 )
 @NEWEST_FIRST
 def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any) -> int:
-    """List devices. Silent devices come first, then devices with failing pushes."""
+    """List devices: silent devices first, then devices with failing pushes."""
     found, more = session.client.items(_PATH, limit, **filters)
     if not newest_first:
         found = _worst(session, limit, filters) if more else sorted(found, key=rows.device_rank)
@@ -73,10 +75,10 @@ def _worst(session: Session, limit: int, filters: dict[str, Any]) -> list[Json]:
 @click.command("device")
 @shared.read
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
-@click.option("--history", is_flag=True, help="Show when it was online and offline, the oldest first.")
+@click.option("--history", is_flag=True, help="Show when the device was online and offline, the oldest time first.")
 @click.option(
     "--since", type=arguments.MOMENT, metavar="TIME",
-    help="The beginning of --history: 2h ago, yesterday, 2026-11-29, …; default: the oldest kept.",
+    help="The beginning of --history: 2h ago, yesterday, 2026-11-29, …; default: the oldest stored time.",
 )  # fmt: skip
 def device(session: Session, name: str, *, history: bool, since: str | None) -> int:
     """Show one device, or the history of its presence."""
@@ -105,19 +107,19 @@ def _show_history(session: Session, found: Json) -> int:
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 @click.option("--alias", metavar="NAME", help="The new alias.")
 @click.option("--no-alias", is_flag=True, help="Remove the alias.")
-@click.option("--tag", "tags", multiple=True, help="A new tag; may be repeated. All present tags are removed.")
+@click.option("--tag", "tags", multiple=True, help="A new tag; may be repeated. The new tags replace all present tags.")
 @click.option("--no-tags", is_flag=True, help="Remove all tags.")
 def change(
     session: Session, name: str, alias: str | None, *, no_alias: bool, tags: tuple[str, ...], no_tags: bool
 ) -> int:
     """Change or remove the alias and the tags of a device."""
     if (alias is not None and no_alias) or (tags and no_tags):
-        raise click.UsageError("--alias does not work with --no-alias, nor --tag with --no-tags.")
+        raise click.UsageError("Use either --alias or --no-alias. Use either --tag or --no-tags.")
     wanted: Json = {"alias": None} if no_alias else given(alias=alias)
     if tags or no_tags:
         wanted["tags"] = list(tags)
     if not wanted:
-        raise click.UsageError("No change was given: see --help.")
+        raise click.UsageError("No change was given. See --help.")
     return show(session, session.client.patch(f"{_PATH}/{session.names.device_id(name)}", wanted))
 
 
@@ -142,9 +144,9 @@ class _SeveralValues(click.RichCommand):
 @click.option("--add", multiple=True, type=values.DEVICE, metavar="DEVICE…", help="Devices that get the tag.")
 @click.option("--remove", multiple=True, type=values.DEVICE, metavar="DEVICE…", help="Devices that lose the tag.")
 def tag(session: Session, tag: str, add: tuple[str, ...], remove: tuple[str, ...]) -> int:
-    """Add a tag to devices, or remove it from them."""
+    """Add a tag to devices, or remove a tag from devices."""
     if not add and not remove:
-        raise click.UsageError("No change was given: see --help.")
+        raise click.UsageError("No change was given. See --help.")
     named = {"add": add, "remove": remove}
     body = {way: [session.names.device_id(name) for name in names] for way, names in named.items() if names}
     session.terminal.fields(session.client.post(f"/admin/tags/{tag}", body))

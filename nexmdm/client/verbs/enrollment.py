@@ -56,7 +56,7 @@ def _picture(text: str) -> Path:
 @click.option(
     "--tag", "tags", multiple=True, help="A tag for the phones that register with the token; may be repeated."
 )
-@click.option("--re-enroll", is_flag=True, help="The token is also valid for phones that are enrolled already.")
+@click.option("--re-enroll", is_flag=True, help="The token is also valid for phones that are already registered.")
 @click.option("--qr", is_flag=True, help="Draw the QR code for Android's setup wizard, on standard error.")
 @click.option(
     "--qr-file", type=arguments.Value("path", _picture), metavar="FILE",
@@ -72,7 +72,7 @@ def enroll_token(
     qr: bool,
     **fields: Any,
 ) -> int:
-    """Make an enrollment token and print it, alone on a line, so that a shell can capture it.
+    """Create an enrollment token, and print the token alone on a line, so that a shell can capture it.
 
     The QR code contains the token.
     """
@@ -100,7 +100,7 @@ def _show_token(session: Session, made: rows.Json) -> int:
     session.terminal.line(made["enrollment_token"])
     phones = "1 phone can register" if made["max_uses"] == 1 else f"{made['max_uses']} phones can register"
     until = display.shown("expires_at", made["expires_at"])
-    session.terminal.hint(f"With this token {phones} until {until}: POST {session.client.url}/v1/register")
+    session.terminal.hint(f"With this token, {phones} until {until} by POST {session.client.url}/v1/register")
     return DONE
 
 
@@ -116,7 +116,7 @@ def _new_file(path: Path | None) -> Iterator[IO[bytes] | None]:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise Unfulfilled(f"{path} exists already. Remove it, or name another file.") from error
+        raise Unfulfilled(f"{path} exists already. Remove this file, or name another file.") from error
     except OSError as error:
         raise Unfulfilled(f"{path} cannot be created: {error.strerror}.") from error
     try:
@@ -130,8 +130,8 @@ def _new_file(path: Path | None) -> Iterator[IO[bytes] | None]:
 def _code(content: rows.Json | None) -> segno.QRCode:
     if content is None:
         raise Unfulfilled(
-            "This server makes no QR codes: it has no PUBLIC_URL or no AGENT_COMPONENT. Set both in its environment, "
-            "then restart it."
+            "This server cannot create QR codes, because PUBLIC_URL or AGENT_COMPONENT is not set. Set both in the "
+            "server's environment, then restart the server."
         )
     return segno.make(json.dumps(content, separators=(",", ":")), micro=False)
 
@@ -151,11 +151,13 @@ def _draw(terminal: IO[str], code: segno.QRCode) -> None:
     try:
         "".join(_BLOCKS.values()).encode(getattr(terminal, "encoding", None) or "utf-8")
     except UnicodeEncodeError as error:
-        raise Unfulfilled("The terminal has no block characters. Write the QR code into a --qr-file.") from error
+        raise Unfulfilled(
+            "The terminal cannot show block characters. Write the QR code into a file with --qr-file."
+        ) from error
     if is_screen and width < columns:
         raise Unfulfilled(
-            f"The QR code needs {columns} columns, and the terminal has {width}. Widen the terminal, or write "
-            "the QR code into a --qr-file."
+            f"The QR code needs {columns} columns, and the terminal has {width}. Widen the terminal, or write the QR "
+            "code into a file with --qr-file."
         )
     for upper, lower in zip_longest(modules[::2], modules[1::2], fillvalue=bytes(columns)):
         line = "".join(_BLOCKS[pair] for pair in zip(upper, lower, strict=True))
@@ -175,7 +177,7 @@ def enroll_tokens(session: Session, limit: int) -> int:
 @shared.write
 @click.argument("name", type=values.TOKEN, metavar="TOKEN")
 def revoke_token(session: Session, name: str) -> int:
-    """Revoke an enrollment token: phones can no longer use it.
+    """Revoke an enrollment token. Phones can no longer use the token.
 
     TOKEN is the label, the id, the start of the id, or the token itself.
     """

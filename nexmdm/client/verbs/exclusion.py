@@ -13,9 +13,9 @@ from nexmdm.client.verbs.confirmation import confirm
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 @shared.YES
 def revoke(session: Session, name: str, *, yes: bool) -> int:
-    """Revoke a device immediately, and cancel its open commands.
+    """Revoke a device immediately. Its open commands are cancelled.
 
-    A revoked device gets no commands, so it cannot be wiped. For a lost phone, use `lost`.
+    A revoked device gets no commands, and cannot be wiped. For a lost phone, use `lost`.
     """
     return _shut_out(session, name, "revoke", yes=yes)
 
@@ -35,7 +35,9 @@ def _shut_out(session: Session, name: str, verb: str, *, yes: bool) -> int:
     if not yes:
         if verb == "revoke":
             lost = f"{session.program} lost"
-            session.terminal.hint(f"A revoked device gets no commands, so it cannot be wiped: see `{lost} --help`.")
+            session.terminal.hint(
+                f"A revoked device gets no commands, and cannot be wiped. For a lost phone, see `{lost} --help`."
+            )
         confirm(session, verb, 1, [session.client.get(path)])
     found = session.client.post(f"{path}/{verb}")
     show(session, found)
@@ -43,8 +45,8 @@ def _shut_out(session: Session, name: str, verb: str, *, yes: bool) -> int:
         session.terminal.hint(f"The open {one['action']} is withdrawn: {one['request_id']}.")
         if one["may_still_run"]:
             session.terminal.hint(
-                f"It may have reached the phone: {one['request_id']} may still run. "
-                "The server refuses the phone's report."
+                f"The phone may already have the command: {one['request_id']} may still run. The server refuses the "
+                "phone's report."
             )
     return DONE
 
@@ -53,7 +55,7 @@ def _shut_out(session: Session, name: str, verb: str, *, yes: bool) -> int:
 @shared.write
 @click.argument("name", type=values.DEVICE, metavar="DEVICE")
 def reinstate(session: Session, name: str) -> int:
-    """Reinstate a revoked device. The old token works again. Show the commands that stay withdrawn."""
+    """Reinstate a revoked device. Its old device token works again. Show the commands that stay withdrawn."""
     found = session.client.post(f"/admin/devices/{session.names.device_id(name)}/reinstate")
     show(session, found)
     for one in found.get("withdrawn", ()):
@@ -61,5 +63,5 @@ def reinstate(session: Session, name: str) -> int:
             f"The revocation withdrew this {one['action']}: {one['request_id']}. Send the command again if you need it."
         )
         if one["may_still_run"]:
-            session.terminal.hint(f"It may have reached the phone: {one['request_id']} may still run.")
+            session.terminal.hint(f"The phone may already have the command: {one['request_id']} may still run.")
     return DONE

@@ -31,9 +31,9 @@ def summary(session: Session) -> int:
     help="From this time on: 2h ago, yesterday, 2026-11-29, …; default: a day ago.",
 )  # fmt: skip
 def push_health(session: Session, by: str, since: str | None) -> int:
-    """Compare the results of pushes by model, maker or version, the worst first.
+    """Compare the results of pushes by model, manufacturer or version, the worst first.
 
-    The worst value has the lowest share of pushes that FCM accepted and the phone answered by push.
+    The worst value is the value for which phones answered the smallest share of accepted pushes by push.
     """
     found = sorted(session.client.get("/admin/push-health", by=by, since=since)["items"], key=rows.push_health_rank)
     if not found and session.terminal.form in PEOPLE:

@@ -49,7 +49,7 @@ def follow(session: Session, command: Json, *, seconds: int | None, shown: Shown
         raise
     if still_open := display.open_deliveries(command):
         session.terminal.complain(
-            f"Waited {seconds} s; {still_open} of {command['device_count']} deliveries are still open."
+            f"Waited {seconds} s. {still_open} of {command['device_count']} deliveries are still open."
         )
     return DONE if command["counts"]["succeeded"] == command["device_count"] else FAILED
 
@@ -66,8 +66,8 @@ def show_command(session: Session, command: Json, shown: Shown) -> None:
         session.terminal.line("")
     session.terminal.table(rows.DELIVERIES, [rows.delivery(row) for row in deliveries])
     if count > len(deliveries):
-        more = f"`{session.program} command {command['request_id']} --limit {count}` shows them all."
-        session.terminal.hint(f"These are {len(deliveries)} of {count} deliveries; failures come first. {more}")
+        more = f"`{session.program} command {command['request_id']} --limit {count}` shows all deliveries."
+        session.terminal.hint(f"These are {len(deliveries)} of {count} deliveries. Failures come first. {more}")
 
 
 def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> tuple[list[Json], int]:

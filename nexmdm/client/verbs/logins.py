@@ -26,14 +26,16 @@ def _name(context: click.Context, profile: str | None) -> str:
 
 @click.command("login")
 @_PROFILE
-@click.option("--url", type=arguments.URL, help="The server. Without it, the program asks for it.")
-@click.option("--no-keyring", is_flag=True, help="Keep the secrets in the file of profiles, which only you can read.")
+@click.option("--url", type=arguments.URL, help="The server. Without this option, the program asks for the server.")
+@click.option("--no-keyring", is_flag=True, help="Store the secrets in the file of profiles, which only you can read.")
 @click.option("--no-check", is_flag=True, help="Save the profile without a call to the server.")
 @click.pass_context
 def login(context: click.Context, profile: str | None, url: str | None, *, no_keyring: bool, no_check: bool) -> None:
     """Save a server's address, admin key and signing secret as a profile.
 
-    The secrets go into the keyring of this machine. If no keyring works, they go into a file that only you can read.
+    The program stores the secrets in the keyring of this machine. If no keyring works, the program stores the secrets
+    in a file that only you can read.
+
     Without a terminal, the admin key and the signing secret are the next two lines of standard input.
     """
     terminal = terminal_of(context)
@@ -43,7 +45,7 @@ def login(context: click.Context, profile: str | None, url: str | None, *, no_ke
         key = connection.sendable("The admin key", _secret("Admin key (ADMIN_KEY): "))
         secret = connection.sendable("The signing secret", _secret("Signing secret (HMAC_SECRET): "))
         if url.startswith("http:") and not on_loopback(url):
-            terminal.hint(f"Warning: {url} has no TLS: the admin key and every answer travel unencrypted.")
+            terminal.hint(f"Warning: {url} does not use TLS. The admin key and every answer are sent unencrypted.")
         if not no_check and (status := _check(context, terminal, name, url, key, secret)):
             terminal.complain("The profile was not saved.")
             context.exit(status)
@@ -55,7 +57,7 @@ def login(context: click.Context, profile: str | None, url: str | None, *, no_ke
         terminal.complain(f"{profile_file.path()} cannot be written: {error.strerror or error}")
         context.exit(FAILED)
     place = "the keyring" if saved.secrets == profile_file.IN_KEYRING else str(profile_file.path())
-    terminal.hint(f"Saved the profile {name!r}; its secrets are in {place}.")
+    terminal.hint(f"Saved the profile {name!r}. Its secrets are in {place}.")
 
 
 def _asked_url() -> str:

@@ -23,10 +23,10 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
     """Lock and wipe a lost phone.
 
     The phone gets a `lock`, then a `wipe`, and has four weeks to begin each of them. The server retires the device when
-    the phone reports that the wipe succeeded. Do not revoke the device before: a revocation would withdraw both
-    commands.
+    the phone reports that the wipe succeeded. Do not revoke the device before that. A revocation would
+    withdraw both commands.
 
-    A retired device has no alias. So both commands get a note with the alias, unless --note gives another note.
+    A retired device has no alias any more. Without --note, the note of both commands contains the alias.
     """
     device = session.client.get(f"/admin/devices/{session.names.device_id(name)}")
     if note is None and device["alias"]:
@@ -56,10 +56,11 @@ def _show(session: Session, device: Json, lock: Json, wipe: Json, *, seconds: in
     seen = display.shown("last_seen_at", device["last_seen_at"]) if device["last_seen_at"] else "never"
     terminal.hint(f"{called} (last seen: {seen}) has until {wipe['expires_at']} to begin.")
     terminal.hint(
-        "When the phone reports that the wipe succeeded, the server retires the phone. Do not revoke it before."
+        "When the phone reports that the wipe succeeded, the server retires the device. Do not revoke the device "
+        "before that."
     )
     terminal.hint(f"The device then has no alias, but keeps its hardware id: {device['hardware_id']}.")
     if wait or seconds is not None:
         return following.follow(session, wipe, seconds=seconds)
-    terminal.hint(f"To follow it: `{session.program} command {wipe['request_id']} --wait`.")
+    terminal.hint(f"To follow the command: `{session.program} command {wipe['request_id']} --wait`.")
     return DONE

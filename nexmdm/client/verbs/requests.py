@@ -15,7 +15,7 @@ from nexmdm.client.verbs import shared
 def _request(run: Any) -> Any:
     body = click.option(
         "--body", type=Value("file", arguments.content), default=NO_BODY, metavar="FILE",
-        help="The body, JSON; - is standard input.",
+        help="A file with the JSON body; - is standard input.",
     )  # fmt: skip
     target = click.argument("target", type=Value("target", arguments.path), metavar="TARGET")
     return click.argument("method", type=Value("method", arguments.method), metavar="METHOD")(target(body(run)))
@@ -25,7 +25,7 @@ def _request(run: Any) -> Any:
 @shared.write
 @_request
 def call(session: Session, method: str, target: str, body: Content) -> int:
-    """Sign and send any request, and print its answer as JSON. TARGET is the path with its query, as it is sent."""
+    """Sign and send any request, and print its answer as JSON. TARGET is the path with the query, exactly as sent."""
     session.terminal.value(session.client.call(method, target, content=body.body))
     return DONE
 
@@ -35,9 +35,9 @@ def call(session: Session, method: str, target: str, body: Content) -> int:
 @_request
 @click.pass_context
 def sign(context: click.Context, /, session: Session, method: str, target: str, body: Content) -> int:
-    """Print the headers of a signed request, with the admin key, one on each line: for curl -H @FILE.
+    """Print the headers of a signed request, including the admin key, one header on each line, as for curl -H @FILE.
 
-    TARGET is the path with its query, as it is sent. With --url, print a complete curl command.
+    TARGET is the path with the query, exactly as sent. With --url, print a complete curl command.
     """
     headers = session.client.sign(method, target, body.body)
     if body.body:

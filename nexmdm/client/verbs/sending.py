@@ -47,7 +47,7 @@ def _help() -> str:
 @click.argument("target", type=values.TARGET, metavar="TARGET")
 @click.option(
     "--param", type=Value("k=v", arguments.param), multiple=True, metavar="K=V",
-    help="A parameter of the action, as JSON or else as text; may be repeated.",
+    help="A parameter of the action, as JSON or as text; may be repeated.",
 )  # fmt: skip
 @click.option(
     "--expires-in", type=arguments.SECONDS, metavar="TIME",
@@ -56,7 +56,10 @@ def _help() -> str:
 @click.option("--priority", type=click.Choice(["high", "normal"]), help="The priority of the push; high by default.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and send nothing.")
 @click.option(
-    "--expect-count", type=int, metavar="N", help="The number of devices; if the target has another, nothing is sent."
+    "--expect-count",
+    type=int,
+    metavar="N",
+    help="The number of devices in the target. If the number is different, nothing is sent.",
 )
 @click.option("--supersede", is_flag=True, help="Cancel open deliveries of the same action on these devices.")
 @click.option("--note", metavar="TEXT", help="A note that is stored with the command.")
@@ -73,9 +76,9 @@ def send(
     yes: bool,
     **options: Any,
 ) -> int:
-    """Send a command. If the action needs confirmation, ask for it first."""
+    """Send a command. For some actions, first ask the admin to confirm."""
     if dry_run and (wait or timeout is not None):
-        raise click.UsageError("--dry-run sends nothing, so it does not work with --wait.")
+        raise click.UsageError("--dry-run does not work with --wait, because --dry-run sends nothing.")
     body = {"action": action, "params": {one.name: one.value for one in param}}
     body |= given(
         expires_in_seconds=options["expires_in"],
@@ -110,7 +113,7 @@ def _send(session: Session, target: Target, body: Json, *, yes: bool, wait: bool
     if not wait and timeout is None:
         show(session, issued)
         if session.terminal.form in PEOPLE:
-            session.terminal.hint(f"To follow it: `{session.program} command @last --wait`.")
+            session.terminal.hint(f"To follow the command: `{session.program} command @last --wait`.")
         return DONE
     session.terminal.hint(f"Waiting for command {issued['request_id']} (devices: {issued['device_count']}) …")
     return following.follow(session, issued, seconds=timeout)
@@ -125,7 +128,7 @@ def _audience(session: Session, target: Target) -> Audience:
         return Audience.find(session.names, target)
     except NotFound as error:
         if tags := [name for name in target.names if name in values.known_tags(session.client)]:
-            raise NotFound(f"{error} There is a tag of this name: write tag:{tags[0]}.") from error
+            raise NotFound(f"{error} There is a tag with this name. To use the tag, write tag:{tags[0]}.") from error
         raise
 
 
@@ -169,8 +172,8 @@ def warn_of_silence(session: Session, audience: Audience, body: Json, plan: Json
     silent_ones = f"{silent} or more" if are_more else f"{silent}"
     were = "was" if count == 1 else "were"
     session.terminal.hint(
-        f"{silent_ones} of {count} devices {were} last seen more than {life} ago, or never; "
-        f"the command expires in {life}."
+        f"{silent_ones} of {count} devices {were} last seen more than {life} ago, or never. The command expires in "
+        f"{life}."
     )
 
 

@@ -48,7 +48,11 @@ _WAITING: Final = (
     ),
 )  # fmt: skip
 _LIMIT: Final = click.option(
-    "--limit", type=arguments.POSITIVE, default=100, metavar="N", help="The most rows to list; default 100."
+    "--limit",
+    type=arguments.POSITIVE,
+    default=100,
+    metavar="N",
+    help="The largest number of rows to list; default 100.",
 )
 _BETWEEN: Final = tuple(
     click.option(name, type=arguments.MOMENT, metavar="TIME", help=f"{text}: 2h ago, yesterday, 2026-11-29, …")
@@ -157,7 +161,7 @@ def connect(
     chosen = connection.choose(Wish(wished["url"], principal, wished["profile"]), around.own)
     is_own = around.own is not None and chosen.url == around.own.url
     if chosen.url.startswith("http:") and not on_loopback(chosen.url) and not is_own:
-        terminal.hint(f"Warning: {chosen.url} has no TLS: the admin key and every answer travel unencrypted.")
+        terminal.hint(f"Warning: {chosen.url} does not use TLS. The admin key and every answer are sent unencrypted.")
     client = FleetClient(
         chosen.url,
         key=chosen.key,

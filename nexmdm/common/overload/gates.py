@@ -24,7 +24,7 @@ REFUSED: Final = CounterMetric(
 
 
 class GateFull(DomainError):
-    detail = "Too many requests of this kind are running or waiting. Try again shortly."
+    detail = "Too many requests of this kind are running or waiting. Try again in a few seconds."
 
 
 @dataclass(slots=True)

@@ -12,12 +12,14 @@ from nexmdm.common.postgresql import deadline, outage
 from nexmdm.common.postgresql.connection import Connection
 from nexmdm.common.postgresql.errors import NO_ANSWER, NoConnection, Unreachable
 
-_NO_CONNECTION: Final = "No connection became free in time: all are in use, or PostgreSQL does not answer."
+_NO_CONNECTION: Final = (
+    "No database connection became free in time. All connections are in use, or PostgreSQL does not answer."
+)
 _BRIEF_SECONDS: Final = 2 * settings.POOL_RECONNECT_SECONDS
 """The longest wait for a connection after a failed attempt to connect. The pool tries again within this time."""
 
 _HELD_OFF: Final = "The database could not be reached a moment ago."
-_TOO_LATE: Final = "The time limit of this work ended before it had a connection."
+_TOO_LATE: Final = "The time limit of this work ended before a database connection became free."
 
 
 class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]  # Its package is not typed.

@@ -20,7 +20,7 @@ class Meaning(StrEnum):
     OURS = "ours"
 
 
-NO_ANSWER: Final = "PostgreSQL did not answer in time; the connection was closed."
+NO_ANSWER: Final = "PostgreSQL did not answer in time. The connection was closed."
 
 
 class NoAnswer(psycopg.OperationalError):

@@ -134,7 +134,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
     exported: ClassVar[Mapping[str, str]] = {}
     """The columns of the CSV. A key is the API's name of the column. A value is the path of the column's value."""
 
-    empty: ClassVar[str] = "They appear here as soon as there are any."
+    empty: ClassVar[str] = "Open this list again later."
     """The text that the list shows if the table has no rows."""
 
     derived: ClassVar[Sequence[str]] = ()

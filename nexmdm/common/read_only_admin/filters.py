@@ -83,7 +83,7 @@ class SpanFilter(admin.SimpleListFilter):
 class AgeFilter(SpanFilter):
     """A filter by the largest age of a row. `column` is the name of the time column."""
 
-    title = "age, up to"
+    title = "not older than"
     parameter_name = "age"
     column: ClassVar[str]
 

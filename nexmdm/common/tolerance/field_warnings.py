@@ -41,7 +41,7 @@ Warnings = Annotated[
     Field(
         max_length=MAX_WARNINGS,
         exclude_if=_is_empty,
-        description="Fields that were repaired or dropped, and how. Absent when there are none.",
+        description="The fields that were repaired or dropped, and how. Absent if no field was repaired or dropped.",
     ),
 ]
 """The type of the field `warnings` in the answer to a phone. The field must have the default []."""

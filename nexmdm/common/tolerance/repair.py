@@ -45,16 +45,16 @@ class Role:
         return described | {"description": " ".join(filter(None, (self.description, described.get("description"))))}
 
 
-DECIDES: Final = Role(decides=True, repairs=False, description="Decides: a value that does not fit causes 422.")
+DECIDES: Final = Role(decides=True, repairs=False, description="Decides: a value that is not valid causes 422.")
 INFORMS: Final = Role(
     decides=False,
     repairs=True,
-    description="Informs: a value that does not fit is repaired or dropped; it never causes 422.",
+    description="Informs: a value that is not valid is repaired or dropped. Such a value never causes 422.",
 )
 INFORMS_EXACTLY: Final = Role(
     decides=False,
     repairs=False,
-    description="Informs: a value that does not fit is dropped. It is never changed, and never causes 422.",
+    description="Informs: a value that is not valid is dropped. A value is never changed, and never causes 422.",
 )
 
 

@@ -56,12 +56,16 @@ def _check_media(path: str, headers: Headers) -> None:
     if b"content-encoding" in headers.values:
         encodings = b", ".join(headers.values[b"content-encoding"])
         if not {one.strip().lower() for one in encodings.split(b",")} <= {b"", b"identity"}:
-            detail = f"The body has Content-Encoding: {_shown(encodings)}. Send it uncompressed, without this header."
+            detail = (
+                f"The body has Content-Encoding: {_shown(encodings)}. Send the body uncompressed, without this header."
+            )
             raise Refused(problems.general(415, detail))
     if not path.startswith(_FORMS) and not _is_json(headers):
         sent = _shown(headers.last(b"content-type"))
         came = f"with Content-Type: {sent}" if sent else "without a Content-Type"
-        raise Refused(problems.general(415, f"The body was sent {came}. Send it as Content-Type: application/json."))
+        raise Refused(
+            problems.general(415, f"The body was sent {came}. Send the body with Content-Type: application/json.")
+        )
 
 
 def _shown(value: bytes) -> str:
@@ -149,7 +153,8 @@ class BodyMemoryBudget:
         """Use memory for `size` bytes in total. Raises Refused if the limits of LARGE_BODIES do not allow this."""
         if not LARGE_BODIES.fit(self._client, size - self._mine):
             raise Refused(
-                problems.general(503, "Too many large bodies arrive at the same time. Try again shortly."), drain=True
+                problems.general(503, "Too many large bodies arrive at the same time. Try again in a few seconds."),
+                drain=True,
             )
         LARGE_BODIES.change(self._client, size - self._mine)
         self._mine = size

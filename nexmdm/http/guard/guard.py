@@ -143,12 +143,14 @@ def _admit(scope: Scope, facts: RequestFacts) -> None:
     headers = facts.headers
     set_client(scope, headers)
     if headers.size > HEADERS_LIMIT:
-        raise Refused(problems.general(431, f"The headers take more than {HEADERS_LIMIT} bytes."), drain=True)
+        raise Refused(problems.general(431, f"The headers are larger than {HEADERS_LIMIT} bytes."), drain=True)
     if facts.is_another_target:
         raise Refused(problems.TARGET_IS_NO_PATH, drain=True)
     hosts = headers.values.get(b"host", [])
     if len(hosts) != 1 or not _is_served(hosts[0], tuple(settings.ALLOWED_HOSTS)):
-        detail = "This host name is not in ALLOWED_HOSTS. To allow it, add it to ALLOWED_HOSTS."
+        detail = (
+            "The host name of this request is not in ALLOWED_HOSTS. To allow this host name, add it to ALLOWED_HOSTS."
+        )
         raise Refused(Problem(400, "invalid_host", detail), drain=True)
 
 

@@ -23,14 +23,23 @@ from nexmdm.conformance.table import table
 class Command(BaseCommand):
     """Play the scenarios against an agent. The exit status is 0 if the agent keeps all promises, and 1 if not."""
 
-    help = "Test an agent: start a server for it, inject faults, and print which promises of docs/agent.md it keeps."
+    help = (
+        "Test an agent. The kit starts a server for the agent, injects faults, and prints which promises of "
+        "docs/agent.md the agent keeps."
+    )
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add = parser.add_argument
-        add("--only", action="append", metavar="NAME", choices=SCENARIOS, help="play this scenario only; repeatable")
-        add("--list", action="store_true", help="print the scenarios and their promises, and play none")
+        add(
+            "--only",
+            action="append",
+            metavar="NAME",
+            choices=SCENARIOS,
+            help="play only this scenario; may be repeated",
+        )
+        add("--list", action="store_true", help="print the scenarios and their promises, and play no scenario")
         add("--keep", type=Path, metavar="FOLDER", help="keep all outputs and states in this new folder")
         add("command", nargs=REMAINDER, metavar="-- COMMAND …", help="the command that starts the agent")
 
@@ -42,8 +51,10 @@ class Command(BaseCommand):
             return
         command = command[1:] if command[:1] == ["--"] else command
         if not command or shutil.which(command[0]) is None:
-            named = f"{command[0]!r} is no program" if command else "No agent is named"
-            raise CommandError(f"{named}. Name its command: manage.py conformance -- python docs/agent/agent.py")
+            named = f"{command[0]!r} is not a program" if command else "No agent is named"
+            raise CommandError(
+                f"{named}. Write the command that starts the agent: manage.py conformance -- python docs/agent/agent.py"
+            )
         # A shell ignores SIGINT for its background jobs, and a child process inherits this.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:

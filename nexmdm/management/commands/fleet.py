@@ -37,7 +37,7 @@ class OwnServer:
 class Command(BaseCommand):
     """Pass the arguments to the client. The client parses them, and Django's parser does not."""
 
-    help = "Call a running server as an admin: every request is signed with ADMIN_KEY and HMAC_SECRET."
+    help = "Call a running server as an admin. The client signs every request with ADMIN_KEY and HMAC_SECRET."
     requires_system_checks = ()
 
     def run_from_argv(self, argv: list[str]) -> NoReturn:

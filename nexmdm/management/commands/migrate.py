@@ -99,7 +99,10 @@ class Command(migrate.Command):
             if not isinstance(error.__cause__, LockNotAvailable):
                 raise
             if not tries_left:
-                message = "A table was in use all the time. No migration is half done. End the transaction that uses it"
+                message = (
+                    "A transaction used a table all the time. No migration is half done. End the transaction that "
+                    "uses the table"
+                )
                 raise CommandError(f"{message} (see pg_stat_activity), and run migrate again.") from error
             self.stdout.write(f"\n  A table is in use; trying again in {PAUSE_SECONDS} s …")
             time.sleep(PAUSE_SECONDS)

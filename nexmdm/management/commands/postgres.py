@@ -12,7 +12,7 @@ from nexmdm.standalone import embedded_postgres, instance_lock
 class Command(BaseCommand):
     """Start or stop the embedded PostgreSQL, or print its address."""
 
-    help = 'The embedded PostgreSQL: start, stop, or url (as in: psql "$(manage.py postgres url)").'
+    help = 'Start or stop the embedded PostgreSQL, or print its URL (as in: psql "$(manage.py postgres url)").'
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def _start() -> str:
 def _stop() -> str:
     instance = instance_lock.acquire(settings.DATA_DIR)
     if instance is None:
-        raise CommandError("serve uses this PostgreSQL. Stop serve, which stops PostgreSQL too.")
+        raise CommandError("`manage.py serve` uses this PostgreSQL. Stop serve, which also stops PostgreSQL.")
     with instance:
         return "PostgreSQL stopped." if embedded_postgres.stop(settings.DATA_DIR) else "PostgreSQL was not running."
 

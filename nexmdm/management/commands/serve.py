@@ -114,9 +114,13 @@ class Command(BaseCommand):
                 return True
             processes.poll()
             if processes.lost:
-                raise CommandError(f"{processes.lost[0]} ended before the server was ready; its output is above.")
+                raise CommandError(
+                    f"{processes.lost[0]} ended before the server was ready. The output of this process is above."
+                )
             if time.monotonic() > deadline:
-                raise CommandError(f"Not ready after {_READY_SECONDS} seconds; /readyz answers: {answer}.")
+                raise CommandError(
+                    f"The server is not ready after {_READY_SECONDS} seconds. /readyz answers: {answer}."
+                )
             time.sleep(_PAUSE_SECONDS)
         return False
 
@@ -188,7 +192,7 @@ def _welcome(listener: socket.socket) -> str:
 def _facts(url: str, command: str) -> Iterator[str]:
     if settings.API_DOCS:
         yield f"  API          {url}/docs"
-    yield f"  Admin site   {url}/django-admin/   (a first user: {command} createsuperuser)"
+    yield f"  Admin site   {url}/django-admin/   (to create the first user: {command} createsuperuser)"
     if settings.EMBEDDED:
         yield f"  Secrets      {settings.SECRETS_FILE}"
     if os.geteuid() == 0:
@@ -197,9 +201,11 @@ def _facts(url: str, command: str) -> Iterator[str]:
         yield "  Push         Firebase is not configured: commands travel by heartbeat"
     else:
         yield f"  Push         Firebase project {settings.FIREBASE_SERVICE_ACCOUNT['project_id']}"
-    yield "  A simulated phone, in another terminal" + ("" if settings.EMBEDDED else " with the same environment")
+    yield "  To start a simulated phone, run in another terminal" + (
+        "" if settings.EMBEDDED else " with the same environment"
+    )
     yield f"    {command} simulate"
-    yield "  and a first command for it, in a third one"
+    yield "  To send the phone a first command, run in a third terminal"
     yield f"    {command} fleet ping all --wait"
 
 

@@ -42,7 +42,7 @@ _REGISTERING: Final = 4
 The number is low, because the server computes a slow hash for each registration.
 """
 
-_START: Final = "Is the server running? Start it with `make run`, or name another server with --url."
+_START: Final = "Is the server running? Start the server with `make run`, or name another server with --url."
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,11 @@ class Command(BaseCommand):
         add("--count", type=whole, default=1, metavar="N", help="how many phones; default 1")
         add("--fail", type=_share, default=0.0, metavar="P%", help="share of phones that report each command as failed")
         add("--silent", type=_share, default=0.0, metavar="P%", help="share of phones that send only one heartbeat")
-        add("--push", action="store_true", help="simulate FCM too, for pushes; prints how to start the server for this")
+        add(
+            "--push",
+            action="store_true",
+            help="simulate FCM too, and print how to start the server for pushes through the simulated FCM",
+        )
 
     def handle(self, *_: object, enrollment_token: str | None, **options: Any) -> None:
         """Run the phones. Raises CommandError with the reason if they end before Ctrl-C."""
@@ -146,7 +150,10 @@ class Command(BaseCommand):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         url, host = (options["url"].rstrip("/"), None) if options["url"] else addresses.of_settings()
         if enrollment_token is None and options["url"]:
-            raise CommandError("With --url, name an enrollment token of that server: `nexmdm enroll-token` makes one.")
+            raise CommandError(
+                "With --url, give an enrollment token of that server. To create an enrollment token, run `nexmdm "
+                "enroll-token`."
+            )
         fcm = self._fcm() if options["push"] else None
         phones = self._phones(url, host, options)
         try:
@@ -218,7 +225,7 @@ def _new_enrollment_token(uses: int) -> str:
         try:
             return str(client.post("/admin/enrollment-tokens", body)["enrollment_token"])
         except (Refused, Unreachable) as error:
-            raise CommandError(f"No enrollment token could be made: {error}\n{_START}") from error
+            raise CommandError(f"No enrollment token could be created: {error}\n{_START}") from error
 
 
 def _share(text: str) -> float:

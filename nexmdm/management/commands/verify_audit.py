@@ -18,17 +18,23 @@ class Command(BaseCommand):
     and the message names the first wrong entry.
     """
 
-    help = "Verify that no audit entry was changed, deleted or inserted other than by NexMDM."
+    help = "Verify that only NexMDM has written and deleted audit entries."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         parser.add_argument(
             "--witness", type=_place, metavar="ENTRY:HASH",
-            help="an entry that an earlier run printed or a dispatcher logged: it must still exist",
+            help=(
+                "an entry that an earlier run printed or a dispatcher logged; the command checks that this entry "
+                "still exists"
+            ),
         )  # fmt: skip
         parser.add_argument(
             "--days", type=int, default=settings.RETENTION_DAYS,
-            help="a lower number, if retention recently used fewer days than RETENTION_DAYS (%(default)s)",
+            help=(
+                "the number of days for which retention keeps entries; give a lower number if RETENTION_DAYS was "
+                "lower until recently; default: RETENTION_DAYS (%(default)s)"
+            ),
         )  # fmt: skip
 
     def handle(self, *_: object, days: int, witness: Place | None = None, **__: Any) -> None:
@@ -41,15 +47,18 @@ class Command(BaseCommand):
         except chain.BrokenLink as broken:
             raise CommandError(f"The audit is broken. {broken}") from broken
         except chain.DeletedTooSoon as early:
-            message = f"Retention keeps {days} days. If it kept fewer days before, give that number as --days."
+            message = (
+                f"Retention keeps entries for {days} days. If retention kept entries for fewer days before, give the "
+                "lower number as --days."
+            )
             raise CommandError(f"{early} {message}") from early
         except chain.WitnessGone as gone:
             raise CommandError(str(gone)) from gone
         self.stdout.write(f"Verified {verified.entries:,} entries, from {verified.after.entry_id + 1} on.")
         self.stdout.write(f"The newest is {verified.newest}")
         self.stdout.write(
-            "Keep this witness in another place. If you give it as --witness later, "
-            "it proves that no entry up to it has changed."
+            "Store this witness in another place. If you give a later run this witness as --witness, the run proves "
+            "that no entry up to the witness has changed."
         )
 
 

@@ -42,8 +42,10 @@ PLACE: Final = Value("cursor", place)
 @shared.lines
 @click.option(
     "--after", type=PLACE, metavar="CURSOR",
-    help="The cursor after which to continue, or `now` for new events, or `oldest` for all events that are kept; "
-    "default: oldest, and with --follow now.",
+    help=(
+        "Begin after this cursor, at `now` (only new events) or at `oldest` (all stored events). Default: `oldest`; "
+        "with --follow: `now`."
+    ),
 )  # fmt: skip
 @click.option(
     "--types", type=TYPES, metavar="TYPE,…",
@@ -52,13 +54,13 @@ PLACE: Final = Value("cursor", place)
 @click.option("--device", type=values.DEVICE, metavar="DEVICE", help="Only events about this device.")
 @click.option(
     "--limit", type=arguments.POSITIVE, metavar="N",
-    help=f"The most events to print; default {SHOWN}, and with --follow no limit.",
+    help=f"The largest number of events to print; default {SHOWN}; with --follow, no limit.",
 )  # fmt: skip
 @click.option("--follow", is_flag=True, help="Print events as they happen, until Ctrl-C.")
 def events(
     session: Session, after: str | None, types: str | None, device: str | None, limit: int | None, *, follow: bool
 ) -> int:
-    """List what happened to the fleet, in order, oldest first, one event on each line.
+    """List the events of the fleet, oldest first, one event on each line.
 
     Standard error shows the cursor with which to continue. With --json, each line has its own `cursor`.
     """

@@ -60,7 +60,7 @@ def listen(
 ) -> None:
     """Receive a webhook's events on this machine, check their signatures, and print them until Ctrl-C.
 
-    The server must allow webhooks to this machine: set WEBHOOK_ALLOW_PRIVATE=127.0.0.0/8 in the server's environment.
+    The server must allow webhooks to this machine. Set WEBHOOK_ALLOW_PRIVATE=127.0.0.0/8 in the server's environment.
     """
     terminal = shared.terminal_of(context, "json" if as_json else form)
     try:

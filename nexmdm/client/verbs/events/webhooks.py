@@ -37,7 +37,7 @@ _TAGS: Final = click.option(
 
 @click.group("webhook")
 def webhook() -> None:
-    """Make and control webhooks, to which the server sends events.
+    """Create and control webhooks, to which the server sends events.
 
     WEBHOOK is the id of a webhook, the start of the id, the URL or the description.
     """
@@ -55,13 +55,13 @@ webhook.add_command(listen)
     "--description", metavar="TEXT", help="A note on the webhook's purpose, which is also a name for the webhook."
 )
 def add(session: Session, destination: str, types: str | None, tags: str | None, description: str | None) -> int:
-    """Make a webhook, and print its secret alone on a line, so that a shell can capture the secret.
+    """Create a webhook, and print the secret alone on a line, so that a shell can capture the secret.
 
-    The server sends the webhook each event from now on. The receiver checks the signatures with the secret.
+    From now on, the server sends each event to the webhook. The receiver checks the signatures with the secret.
     """
     fields = answers.given(types=_listed(types), tags=_listed(tags), description=description)
     made = session.client.post(webhook_names.PATH, {"url": destination, **fields})
-    return _show_secret(session, made, f"The webhook {made['id']} sends to {made['url']}.")
+    return _show_secret(session, made, f"The webhook {made['id']} sends events to {made['url']}.")
 
 
 @webhook.command("list")
@@ -88,7 +88,7 @@ def show(session: Session, name: str) -> int:
 @_TYPES
 @click.option("--all-types", is_flag=True, help="Send all types.")
 @_TAGS
-@click.option("--no-tags", is_flag=True, help="Send events of all devices, and those about no device.")
+@click.option("--no-tags", is_flag=True, help="Send events about all devices, and events about no device.")
 def change(
     session: Session,
     name: str,
@@ -101,14 +101,14 @@ def change(
 ) -> int:
     """Change the URL, the types or the tags of a webhook. The new types or tags replace the present ones."""
     if (types is not None and all_types) or (tags is not None and no_tags):
-        raise click.UsageError("Give either --types or --all-types, and either --tags or --no-tags.")
+        raise click.UsageError("Use either --types or --all-types. Use either --tags or --no-tags.")
     wanted = answers.given(
         url=send_to,
         types=[] if all_types else _listed(types),
         tags=[] if no_tags else _listed(tags),
     )
     if not wanted:
-        raise click.UsageError("No change was given: see --help.")
+        raise click.UsageError("No change was given. See --help.")
     return answers.show(session, session.client.patch(_path(session, name), wanted))
 
 
@@ -158,10 +158,7 @@ def test(session: Session, name: str) -> int:
     help=f"A cursor that `events` printed, or `{NOW}`, or `oldest`.",
 )  # fmt: skip
 def replay(session: Session, name: str, after: str) -> int:
-    """Let a webhook continue after another cursor.
-
-    With an earlier cursor, events are sent again. With a later cursor, events are skipped.
-    """
+    """Move a webhook to a cursor. An earlier cursor sends events again. A later cursor skips events."""
     path = _path(session, name)
     before = session.client.get(path)
     replayed = session.client.post(f"{path}/replay", {"after": after})
@@ -175,9 +172,9 @@ def replay(session: Session, name: str, after: str) -> int:
 @shared.write
 @_NAME
 def rotate_secret(session: Session, name: str) -> int:
-    """Give a webhook a new secret, and print the secret alone on a line. For 24 hours, both secrets sign."""
+    """Give a webhook a new secret, and print the secret alone on a line. For 24 hours, both secrets are valid."""
     made = session.client.post(f"{_path(session, name)}/rotate-secret")
-    return _show_secret(session, made, "The earlier secret signs too, for 24 hours.")
+    return _show_secret(session, made, "For 24 hours, the server also signs with the earlier secret.")
 
 
 @webhook.command("attempts")
@@ -195,7 +192,7 @@ def attempts(session: Session, name: str, limit: int) -> int:
 @_NAME
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(session: Session, name: str, *, yes: bool) -> int:
-    """Delete a webhook with its secret and its place in the feed. To stop a webhook only for a time, pause it."""
+    """Delete a webhook with its secret and its place in the feed. To stop a webhook for a time, use `pause`."""
     path = _path(session, name)
     if not yes:
         confirm(session, "delete", 1, [session.client.get(path)], one="webhook")
@@ -215,6 +212,9 @@ def _show_secret(session: Session, made: Json, note: str) -> int:
         answers.show(session, made)
     else:
         session.terminal.line(made["secret"])
-    advice = "This is the webhook's secret. It is shown only now: store it where the receiver reads it."
+    advice = (
+        "This is the webhook's secret. The server shows the secret only now. Store the secret where the receiver can "
+        "read it."
+    )
     session.terminal.hint(f"{note} {advice}")
     return DONE
