@@ -192,4 +192,4 @@ def test_the_command_line_client_signs_as_the_admin_that_is_named(admins: dict[s
 def test_the_command_line_client_refuses_a_name_without_a_key(tmp_path: Path) -> None:
     done = processes.run("manage.py", "fleet", "summary", "--as", "nobody", NEXMDM_DATA_DIR=str(tmp_path / "data"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "no admin 'nobody': set ADMIN_KEY_NOBODY and HMAC_SECRET_NOBODY" in done.stderr
+    assert "No secrets are known for the admin 'nobody'. Set ADMIN_KEY_NOBODY and HMAC_SECRET_NOBODY" in done.stderr

@@ -643,7 +643,7 @@ def test_a_bad_signature_of_a_named_admin_names_its_own_variables(network: InPro
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("OPS2", "set ADMIN_KEY_OPS2 and HMAC_SECRET_OPS2"), ("ops-2", "'ops-2' cannot be the name of an admin")],
+    [("OPS2", "Set ADMIN_KEY_OPS2 and HMAC_SECRET_OPS2"), ("ops-2", "'ops-2' cannot be the name of an admin")],
 )
 def test_an_admin_without_variables_is_wrong_usage(network: InProcess, name: str, said: str) -> None:
     ran = run("summary", "--as", name, transport=network)

@@ -89,7 +89,7 @@ def test_secrets_that_the_server_refuses_are_not_saved(
     assert not config.exists()
     assert login(network, (secrets[0], "w" * 40), "--url", SERVER, "--no-check").status == 0
     refused = run_nexmdm("summary", transport=network)
-    assert "Check that the admin key of the profile 'default' and its signing secret are those" in refused.err
+    assert "Check that the admin key of the profile 'default' and its signing secret belong to" in refused.err
 
 
 @pytest.mark.parametrize("typed", [("", "x" * 40), ("x" * 40, " "), ("é" * 40, "x" * 40)])

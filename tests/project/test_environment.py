@@ -78,7 +78,7 @@ def test_a_service_account_is_json_or_base64_of_it(
         ("{", "neither JSON nor base64"),
         ("[]", "neither JSON nor base64"),
         ("%%%", "neither JSON nor base64"),
-        (json.dumps({"private_key": "do-not-show"}), "lacks project_id, client_email, token_uri"),
+        (json.dumps({"private_key": "do-not-show"}), "does not contain project_id, client_email, token_uri"),
         (json.dumps(ACCOUNT | {"type": "authorized_user"}), "not of the type"),
         (json.dumps(ACCOUNT), "private_key .* is not a complete RSA key"),
     ],

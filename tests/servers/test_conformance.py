@@ -83,7 +83,7 @@ def test_a_miss_quotes_the_rule_and_the_command_ends_with_1(runs: Runs) -> None:
     assert status == 1
     assert re.search("^enroll +kept$", output, re.MULTILINE)
     assert re.search("^unknown-action +MISSED$", output, re.MULTILINE)
-    assert "Rule: If a phone does not know an action, it reports the command as failed." in output
+    assert "Rule: If a phone does not know an action, the phone reports the command as failed." in output
     assert "Seen: the agent reported 'succeeded' instead of 'failed'." in output
     assert output.endswith("1 of 2 promises kept.\n")
 
