@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Final
 from uuid import UUID
 
@@ -80,7 +81,8 @@ def _summary(items: Sequence[PresenceItem], uptime_ratio: float | None, *, is_cu
     since = f"since {items[0].from_.astimezone(UTC):%Y-%m-%d %H:%M}Z"
     if is_cut:
         return f"The device went online and offline very often. Only the newest {MOST} states are shown, {since}."
-    times = sum(item.state == "offline" for item in items)
+    known = [item.state for item in items if item.state != "unknown"]
+    times = sum(state == "offline" for state, _ in groupby(known))
     offline = {0: "never offline", 1: "offline once", 2: "offline twice"}.get(times, f"offline {times} times")
     ratio = "" if uptime_ratio is None else f"Online for {uptime_ratio:.1%} of the time "
     away = " For a part of this time, the server did not run." if any(item.state == "unknown" for item in items) else ""

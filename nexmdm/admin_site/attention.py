@@ -102,6 +102,10 @@ def _dispatchers() -> Iterator[Line]:
 def _webhooks() -> Iterator[Line]:
     if count := Webhook.objects.filter(paused=True).count():
         yield _line(count, "", "webhook is paused", "webhooks are paused", BAD, _to(Webhook, state="paused"))
+    if count := Webhook.objects.filter(paused=False, failing_since__isnull=False).count():
+        address = _to(Webhook, state="failing")
+        one, several = "webhook fails: its receiver accepts no event", "webhooks fail: their receivers accept no event"
+        yield _line(count, "", one, several, WARN, address)
 
 
 def _commands() -> Iterator[Line]:

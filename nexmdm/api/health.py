@@ -87,7 +87,7 @@ async def readyz(request: HttpRequest) -> HttpResponse:
 
     The answer is 200 if the database can be used and all migrations are applied. In all other cases, the answer is 503.
     `dispatcher` is `ok` if a dispatcher runs. `push` is `circuit_open` if the circuit of every running dispatcher is
-    open. `webhooks` is `ok`, or the number of paused webhooks.
+    open. `webhooks` is `ok`, or the numbers of paused and of failing webhooks.
     """
     try:
         ready = await _ready.outcome(within_seconds=READY_SECONDS)

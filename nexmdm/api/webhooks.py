@@ -24,7 +24,7 @@ from nexmdm.common.types import STORABLE_TEXT, Body, EmptyBody, ResponseSchema, 
 from nexmdm.events import event_types
 from nexmdm.models import Webhook, WebhookAttempt
 from nexmdm.monitoring import dispatcher_status
-from nexmdm.webhooks import destinations, leases, queries, signatures
+from nexmdm.webhooks import destinations, leases, queries, signatures, status
 
 router = AdminRouter(tags=["webhooks"])
 
@@ -91,7 +91,7 @@ class WebhookQuery(Page, extra="forbid"):
 
 
 class WebhookRow(ResponseSchema):
-    """A webhook. `why` is the reason why it is paused. `cursor` is the place of its next event in the event feed."""
+    """A webhook. `why`: the reason why it is paused or fails. `cursor`: the place of its next event in the feed."""
 
     id: UUID
     url: str
@@ -112,7 +112,7 @@ class WebhookRow(ResponseSchema):
 def _fields(webhook: Webhook) -> dict[str, Any]:
     same = ("id", "url", "types", "tags", "description", "paused", "created_at")
     fields = {name: getattr(webhook, name) for name in same}
-    return {**fields, "why": webhook.why or None, "cursor": leases.cursor_of(webhook).text}
+    return {**fields, "why": status.why(webhook), "cursor": leases.cursor_of(webhook).text}
 
 
 class WebhookMade(WebhookRow):

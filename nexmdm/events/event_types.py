@@ -28,7 +28,7 @@ def check_name(name: str) -> str:
     if name not in _NAMES and not _PREFIX.fullmatch(name):
         raise ValueError(
             "must be types of events such as `device.enrolled`, or the beginnings of types such as `device.*`. The "
-            f"types are {', '.join(_NAMES)}"
+            f"types are {', '.join(EventType)}"
         )
     return name
 

@@ -1,9 +1,10 @@
-"""Figures about all webhooks together, for readiness, metrics and the admin site."""
+"""The states of webhooks: figures about all webhooks together, and the reason for the state of one webhook."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from nexmdm.common import database
+from nexmdm.common.types import rfc3339
 from nexmdm.models import Webhook
 
 STATES: Final = ("ok", "failing", "paused")
@@ -21,9 +22,10 @@ _FIGURES: Final = """
 
 
 def readiness() -> str:
-    """Return `ok`, or a text with the number of paused webhooks."""
-    paused = Webhook.objects.filter(paused=True).count()
-    return f"{paused} paused" if paused else "ok"
+    """Return `ok`, or the numbers of paused and of failing webhooks, such as `1 paused, 2 failing`."""
+    _, failing, paused, _ = figures()
+    counts = ((paused, "paused"), (failing, "failing"))
+    return ", ".join(f"{count:.0f} {state}" for count, state in counts if count) or "ok"
 
 
 def figures() -> Sequence[float]:
@@ -33,3 +35,11 @@ def figures() -> Sequence[float]:
     """
     *counts, seconds = database.row(_FIGURES)
     return (*counts, float(seconds))
+
+
+def why(webhook: Webhook) -> str | None:
+    """Return the reason why a webhook is paused, or that its receiver fails; None if neither is true."""
+    if webhook.paused or webhook.failing_since is None:
+        return webhook.why or None
+    since, next_at = rfc3339(webhook.failing_since), rfc3339(webhook.next_attempt_at)
+    return f"The receiver has accepted no event since {since}. The next attempt is due at {next_at}."

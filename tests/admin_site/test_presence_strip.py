@@ -76,6 +76,20 @@ def test_a_time_in_which_the_service_was_away_is_unknown(phone: Phone, browser: 
     assert "For a part of this time, the server did not run." in plain(section(page))
 
 
+def test_an_absence_of_the_service_does_not_split_the_time_in_which_a_device_was_offline(
+    phone: Phone, browser: Browser
+) -> None:
+    service_time.mark()
+    phone.heartbeat()
+    serve(hours=1)
+    let_pass(hours=2)
+    service_time.mark()
+    serve(hours=1)
+    page = page_of(browser, phone)
+    assert [look for look, _, _ in parts(page)] == ["good", "hatched", "quiet", "hatched"]
+    assert "; offline once." in plain(section(page))
+
+
 def test_a_page_says_since_when_a_device_is_offline(phone: Phone, browser: Browser) -> None:
     phone.heartbeat()
     assert re.search(r'field-went_offline.*?<div class="readonly">-</div>', page_of(browser, phone), re.DOTALL)

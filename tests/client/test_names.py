@@ -1,5 +1,6 @@
 """Names of devices and commands: alias, hardware id, the start of an id, @last."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,34 @@ def test_last_is_the_device_and_the_command_that_were_named_last(network: InProc
     assert run("command", "@last", "--json", transport=network).json["request_id"] == request_id
     assert run("ping", "all", "--json", transport=network).json["request_id"] != request_id
     assert run("command", "@last", "--json", transport=network).json["device_count"] == 2
+
+
+class Ended(io.StringIO):
+    """The output of a program whose reader has ended."""
+
+    def __init__(self, spare: int) -> None:
+        super().__init__()
+        self._spare = spare
+
+    def write(self, _: str) -> int:
+        """Fail."""
+        raise BrokenPipeError
+
+    def fileno(self) -> int:
+        """Return a descriptor that may be replaced."""
+        return self._spare
+
+
+@pytest.mark.parametrize("verb", ["ping", "lost"])
+def test_last_is_the_command_that_was_sent_even_if_the_reader_of_the_output_has_ended(
+    network: InProcess, admin: Admin, tablet: Phone, tmp_path: Path, verb: str
+) -> None:
+    run("ping", "tab-03", transport=network)
+    with (tmp_path / "out").open("w") as file:
+        run(verb, "tab-03", "--yes", transport=network, out=Ended(file.fileno()))
+    newest = admin.get("/admin/commands").json["items"][0]
+    assert newest["action"] == {"ping": "ping", "lost": "wipe"}[verb]
+    assert run("command", "@last", "--json", transport=network).json["request_id"] == newest["request_id"]
 
 
 def test_a_name_that_was_refused_is_not_the_last(network: InProcess, tablet: Phone) -> None:

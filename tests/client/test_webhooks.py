@@ -228,6 +228,12 @@ UNACKNOWLEDGED: Final = "webhook test chat"
 """The example that needs a dispatcher."""
 
 
+def test_a_webhook_with_tags_names_the_types_that_it_never_gets(network: InProcess) -> None:
+    ran = run("webhook", "add", URL, "--types", "command.finished,device.*", "--tags", "kiosk", transport=network)
+    assert "events about no device are never sent, such as command.finished." in ran.err
+    assert "never sent" not in run("webhook", "add", URL, "--types", "command.*", transport=network).err
+
+
 def test_every_example_of_the_page_works(
     network: InProcess, admin: Admin, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -86,6 +86,23 @@ def test_readiness_counts_paused_webhooks_and_stays_200(admin: Admin, make_hook:
     assert (answer.status, answer.json["webhooks"]) == (200, "2 paused")
 
 
+def test_a_failing_webhook_is_visible_before_it_is_paused(
+    admin: Admin, phone: Phone, hook: Hook, receiver: Receiver, browser: Browser
+) -> None:
+    receiver.state.script = [status(503)]
+    tag(admin, phone, "kiosk")
+    send_once()
+    assert admin.client.request("GET", "/readyz").json["webhooks"] == "1 failing"
+    row = admin.get(f"/admin/webhooks/{hook.id}").json
+    assert row["paused"] is False
+    assert row["why"].startswith("The receiver has accepted no event since 20")
+    assert "1 webhook fails: its receiver accepts no event" in plain(browser.get("/django-admin/").content.decode())
+    database.execute("UPDATE nexmdm_webhook SET next_attempt_at = now()")
+    send_once()
+    assert admin.client.request("GET", "/readyz").json["webhooks"] == "ok"
+    assert admin.get(f"/admin/webhooks/{hook.id}").json["why"] is None
+
+
 def test_the_site_shows_webhooks_with_their_attempts_and_what_is_paused(
     admin: Admin, phone: Phone, make_hook: Callable[..., Hook], receiver: Receiver, browser: Browser
 ) -> None:

@@ -39,10 +39,14 @@ def lost(session: Session, name: str, note: str | None, timeout: int | None, *, 
     if not yes:
         confirm(session, "lock and wipe", 1, [device])
     lock = session.client.post("/admin/command", {**body, "action": "lock"})
-    if not session.terminal.is_structured:
-        session.terminal.line(f"Sent lock {lock['request_id']}.")
-    wipe = session.client.post("/admin/command", {**body, "action": "wipe"})
-    session.names.use("command", wipe["request_id"])
+    try:
+        wipe = session.client.post("/admin/command", {**body, "action": "wipe"})
+        session.names.use("command", wipe["request_id"])
+        session.names.keep()
+    finally:
+        # Not before the wipe is sent: the output may have ended, for example in a pipe to `head`.
+        if not session.terminal.is_structured:
+            session.terminal.line(f"Sent lock {lock['request_id']}.")
     return _show(session, device, lock, wipe, seconds=timeout, wait=wait)
 
 

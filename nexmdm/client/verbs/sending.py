@@ -110,6 +110,7 @@ def _send(session: Session, target: Target, body: Json, *, yes: bool, wait: bool
     if is_dry:
         return _show_dry_run(session, issued)
     session.names.use("command", issued["request_id"])
+    session.names.keep()  # Not later: the output may end early, for example in a pipe to `head`.
     if not wait and timeout is None:
         show(session, issued)
         if session.terminal.form in PEOPLE:

@@ -33,6 +33,8 @@ _TYPES: Final = click.option(
 _TAGS: Final = click.option(
     "--tags", type=TAG_FILTER, metavar="TAG,…", help="Only events about devices that have one of these tags."
 )
+_ABOUT_NO_DEVICE: Final = ("command.", "audit.", "webhook.")
+"""How the types of events begin that are about no device."""
 
 
 @click.group("webhook")
@@ -61,6 +63,8 @@ def add(session: Session, destination: str, types: str | None, tags: str | None,
     """
     fields = answers.given(types=_listed(types), tags=_listed(tags), description=description)
     made = session.client.post(webhook_names.PATH, {"url": destination, **fields})
+    if never := _never_sent(made):
+        session.terminal.hint(f"With tags, events about no device are never sent, such as {', '.join(never)}.")
     return _show_secret(session, made, f"The webhook {made['id']} sends events to {made['url']}.")
 
 
@@ -77,7 +81,7 @@ def list_webhooks(session: Session, limit: int) -> int:
 @shared.read
 @_NAME
 def show(session: Session, name: str) -> int:
-    """Show one webhook: where it sends, what it sends, and why it is paused."""
+    """Show one webhook: where it sends, what it sends, and why it is paused or fails."""
     return answers.show(session, session.client.get(_path(session, name)))
 
 
@@ -205,6 +209,11 @@ def _path(session: Session, name: str) -> str:
 
 def _listed(text: str | None) -> list[str] | None:
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _never_sent(made: Json) -> list[str]:
+    """Return the types of a webhook whose events are about no device. Without tags, return an empty list."""
+    return [name for name in made["types"] if name.startswith(_ABOUT_NO_DEVICE)] if made["tags"] else []
 
 
 def _show_secret(session: Session, made: Json, note: str) -> int:
