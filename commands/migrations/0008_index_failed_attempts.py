@@ -1,4 +1,6 @@
-"""Replace two indexes of attempts by indexes without plain successes, because each push needed four index entries.
+"""Replace two indexes of attempts by indexes that contain only attempts with an error.
+
+With the old indexes, each push wrote four index entries.
 
 The old indexes are dropped when the new indexes exist. The previous version of NexMDM works without the old indexes,
 but more slowly.

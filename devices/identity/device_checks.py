@@ -51,23 +51,23 @@ def _warnings(using: str) -> list[CheckMessage]:
 def _same(using: str) -> Iterator[CheckMessage]:
     if found := comparison_keys.shadowed_aliases(using):
         text = (
-            "The alias of each of these devices now names only an earlier device, whose alias differs only in case "
-            "or spelling"
+            "Each of these devices has the same alias as an earlier device, apart from upper and lower case, blanks "
+            "and the form of Unicode. The alias now means only the earlier device. The later devices"
         )
         hint = "Change the alias of one of the two devices: `manage.py fleet change ID --alias NAME`."
         yield _warning(found, text, hint, SAME_ALIAS)
     if found := comparison_keys.shadowed_hardware_ids(using):
         text = (
-            "A registration with the hardware_id of one of these devices gets an earlier device, whose hardware_id "
-            "differs only in blanks around the text"
+            "The hardware_id of each of these devices is that of an earlier device, apart from blanks around it. If a "
+            "phone registers with this hardware_id, the server uses the earlier device. The later devices"
         )
         hint = "Revoke the device that is not in use: `manage.py fleet revoke ID`."
         yield _warning(found, text, hint, SAME_HARDWARE_ID)
     shared = push_targets.shared_installations(MOST_INSTALLATIONS, using)
     if shared and (found := push_targets.sharing(shared, using)):
         text = (
-            "The push token of each of these devices belongs to the app installation of another device, which was "
-            "seen later"
+            "The push token of each of these devices belongs to the app installation of another device. That device "
+            "sent its last heartbeat later. The devices with the older heartbeat"
         )
         hint = (
             "Run the dispatcher. Within an hour, the dispatcher removes these push tokens. The devices then get "

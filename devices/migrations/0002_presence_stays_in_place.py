@@ -1,4 +1,7 @@
-"""Keep each update of a heartbeat on its page: leave free room on the page, and vacuum often."""
+"""Leave free room on each page of the presence table, and vacuum the table often.
+
+A heartbeat then writes the new version of a row to the page of the old version.
+"""
 
 from django.db import migrations
 

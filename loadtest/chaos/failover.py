@@ -82,7 +82,7 @@ class Failovers(InGaps):
     ) -> list[Target]:
         """Check that each answer is 200 or 503, and that all processes survive.
 
-        From NORMAL_SECONDS after a promotion on, each answer must be 200.
+        If NORMAL_SECONDS have passed since a promotion, each answer must be 200.
         """
         del snapshot, sends
         figure = f"no primary for {answers.lengths(self.gaps)}"

@@ -74,7 +74,7 @@ class Pushed:
         return [send for send in self.sends if begins[number] <= send["at"] < until]
 
     def recorded(self) -> int:
-        """Return the number of messages that have a separate attempt.
+        """Return the number of messages that have an attempt of their own: no attempt counts for two messages.
 
         The attempt must have begun before the message arrived. The attempt must have FCM's answer to this message, or
         no recorded answer.

@@ -105,7 +105,8 @@ class Result:
 
 @dataclass(slots=True)
 class Account:
-    """What the clients know: their requests, and the answers to them. The account is one of the four ledgers."""
+    """What the clients know: their requests, and the answers to them. A run compares the account with three
+    other ledgers (ledgers.py)."""
 
     sent: set[str] = field(default_factory=set)
     """The `note` of each command that the admin posted. Each command has a different note."""

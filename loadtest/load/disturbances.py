@@ -29,7 +29,9 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 INVALID_TOKENS_PER_SECOND: Final = 500
 MALFORMED_PER_SECOND: Final = 100
-PREPARED: Final = 5000
+REQUESTS_IN_FILE: Final = 5000
+"""The number of disturbing requests that the generators send in turn."""
+
 LAST_ANSWERS_SECONDS: Final = 1
 _POLL_SECONDS: Final = 0.05
 _SECRET: Final = slice(27, 70)
@@ -85,13 +87,17 @@ class Disturbance:
 
 
 def write_requests(path: Path, disturbance: Disturbance, members: Sequence[Member]) -> None:
-    """Write PREPARED disturbing requests into a new file for the generators. Only the owner of the file can read it.
+    """Write REQUESTS_IN_FILE disturbing requests into a new file for the generators.
+
+    Only the owner of the file can read the file.
 
     Each line is a JSON array of the bearer token and the body.
     """
     disturbing_requests = invalid_tokens(members) if disturbance.kind == "invalid_tokens" else _malformed(members)
     path.touch(mode=0o600)
-    lines = (orjson.dumps([bearer, body.decode("latin-1")]) for bearer, body in islice(disturbing_requests, PREPARED))
+    lines = (
+        orjson.dumps([bearer, body.decode("latin-1")]) for bearer, body in islice(disturbing_requests, REQUESTS_IN_FILE)
+    )
     path.write_bytes(b"\n".join(lines))
 
 

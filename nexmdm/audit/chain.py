@@ -150,10 +150,10 @@ def _walk(place: Place, newest: Place) -> Iterator[Place]:
 
 def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
     if not before.entry_id < entry.id <= newest.entry_id:
-        what = f"inserted: the chain contains other entries after {before.entry_id}, up to {newest.entry_id}."
+        what = f"inserted: its number must be above {before.entry_id}, and at most {newest.entry_id}."
         raise BrokenLink(entry.id, what)
     if digest(entry) != entry.hash:
-        raise BrokenLink(entry.id, "changed: its hash does not match its fields.")
+        raise BrokenLink(entry.id, "changed: its hash is not the hash of its fields.")
     if entry.previous != before.hash:
         raise _gap(entry, before)
 
@@ -163,21 +163,22 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
     written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
     if written_after is not None:
         first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")
-        what = f"inserted: entry {entry.id} was written right after entry {written_after.id}."
+        what = f"inserted: entry {entry.id} contains the hash of entry {written_after.id} as the entry before it."
         return BrokenLink(first.id, what, last=before.entry_id)
     if entry.id == before.entry_id + 1:
-        what = f"rewritten: entry {entry.id} was written after an entry with another hash."
+        what = f"rewritten: entry {entry.id} contains another hash for entry {before.entry_id}."
         return BrokenLink(before.entry_id, what)
-    what = f"deleted: entry {entry.id} was not written right after entry {before.entry_id}."
+    what = f"deleted: the hash in entry {entry.id} for the entry before it is not the hash of entry {before.entry_id}."
     return BrokenLink(before.entry_id + 1, what, last=entry.id - 1)
 
 
 def _check_end(last: Place, newest: Place) -> None:
     """Compare the last entry in the table with the mark of the newest entry."""
     if last.entry_id < newest.entry_id:
-        raise BrokenLink(last.entry_id + 1, "deleted: no later entry exists.", last=newest.entry_id)
+        what = f"deleted: entry {newest.entry_id} was the newest entry, but the table ends with entry {last.entry_id}."
+        raise BrokenLink(last.entry_id + 1, what, last=newest.entry_id)
     if last != newest:
-        raise BrokenLink(last.entry_id, "rewritten: it was written with another hash.")
+        raise BrokenLink(last.entry_id, "rewritten: its hash is not the hash that was recorded for the newest entry.")
 
 
 def _check_beginning(kept: timedelta) -> None:
@@ -195,4 +196,7 @@ def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Use a newer place as the witness.")
     if witness.entry_id > newest.entry_id:
         return BrokenLink(newest.entry_id + 1, "deleted, and the end of the chain was changed.", last=witness.entry_id)
-    return BrokenLink(witness.entry_id, "rewritten, or an earlier entry was rewritten: this entry had another hash.")
+    what = (
+        f"rewritten, or an earlier entry was rewritten: the witness contains another hash for entry {witness.entry_id}."
+    )
+    return BrokenLink(witness.entry_id, what)

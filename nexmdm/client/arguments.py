@@ -18,7 +18,7 @@ from nexmdm.client import times
 
 DEVICE: Final = (
     "an alias, a hardware id, a device id, the start of a device id, or @last. "
-    "Write alias:NAME if NAME can only be an alias"
+    "To search only the aliases, write alias:NAME"
 )
 TARGET: Final = f"all, or tag:NAME, or a device: {DEVICE}. Separate several tags or several devices with commas"
 LITERAL: Final = "alias:"
@@ -40,7 +40,7 @@ def url(text: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.hostname or parsed.query or parsed.fragment or port == 0:
         raise ArgumentTypeError("must look like https://mdm.example.com")
     if parsed.path not in ("", "/"):
-        raise ArgumentTypeError("must have no path, because the path is part of the signature")
+        raise ArgumentTypeError("must have no path, because the client would sign another path than the server sees")
     return text
 
 

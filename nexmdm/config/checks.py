@@ -209,7 +209,7 @@ def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
     """Yield an error for each secret that has the same value twice, such as current and previous value."""
     for name, values in secrets.items():
         if len(set(values)) < len(values):
-            message = f"{name} and {name}_PREVIOUS contain the same value. The old value would stay valid."
+            message = f"{name} and {name}_PREVIOUS contain the same value, so the secret was not changed."
             yield Error(
                 message,
                 hint="Create a new value, and keep only the old value as the previous value.",

@@ -1,8 +1,9 @@
 """The event feed: pages of events after a cursor, in an order that never changes.
 
-Events are ordered by `xid`, then by row, then by device. `xid` is a transaction id. It is the id of the event's own
-transaction, or a later id if this transaction waited for a lock (migration 0012). So an event comes after each event
-that was committed before it was written.
+One row of the table stores one event for each of its devices. Events are ordered by `xid`, then by the row's number,
+then by device. `xid` is a transaction id. It is the id of the event's own
+transaction, or a later id if this transaction waited for a lock (migration 0012). So if one
+event was committed before another event was written, the other event comes later.
 
 Transactions may commit in another order than they begin. So a reader sees only rows below the horizon. The horizon is
 the lowest `xid` of all open write transactions of the cluster. After a reader has passed a place, no event can be

@@ -101,7 +101,7 @@ class Protocol(HttpToolsProtocol):
             self._counted_as = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data, but no more requests than may wait."""
+        """Parse the data until the limit of waiting requests is reached. Keep the rest of the data unparsed."""
         if self._deaf:
             self._throw_away(len(data))
         elif self._unparsed or self.pipeline:

@@ -54,7 +54,7 @@ _REFUSE: Final = """
         END IF;
         RAISE EXCEPTION 'The audit is append-only: % is refused.', TG_OP
             USING ERRCODE = 'insufficient_privilege',
-                HINT = 'Only retention deletes, from the oldest entry on, and none that is younger than a day.';
+                HINT = 'Only retention may delete entries: oldest first, and only entries that are older than a day.';
     END $$
 """
 _TRIGGER: Final = """

@@ -35,18 +35,18 @@ _GUARD: Final = """
             NEW.at := entry.at;
             RETURN NEW;
         END IF;
-        RAISE EXCEPTION 'The audit''s marks follow its entries: % is refused.', TG_OP
+        RAISE EXCEPTION 'A row of nexmdm_auditmark must match the audit entries: % is refused.', TG_OP
             USING ERRCODE = 'insufficient_privilege',
-                HINT = 'Only retention moves its mark, along entries that are older than a day.';
+                HINT = 'Only retention may change the mark of deleted entries, to an entry that is older than a day.';
     END $$
 """
 _PREFIX: Final = """
     CREATE FUNCTION nexmdm_audit_prefix() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF EXISTS (SELECT FROM nexmdm_auditentry WHERE id <= NEW.entry_id) THEN
-            RAISE EXCEPTION 'The audit''s marks follow its entries: entries up to % are still there.', NEW.entry_id
+            RAISE EXCEPTION 'The mark of deleted entries is at entry %, but earlier entries still exist.', NEW.entry_id
                 USING ERRCODE = 'insufficient_privilege',
-                    HINT = 'Retention deletes all entries up to its mark in the transaction that moves it.';
+                    HINT = 'In one transaction, retention changes the mark and deletes all entries up to the mark.';
         END IF;
         RETURN NULL;
     END $$

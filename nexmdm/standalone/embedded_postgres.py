@@ -147,8 +147,8 @@ def _check_path(server: _Server) -> None:
     length = len(os.fsencode(server.socket))
     if length > _SOCKET_PATH_LIMIT:
         raise EmbeddedError(
-            f"The path {server.data_dir} is too long for PostgreSQL's socket ({length} bytes of "
-            f"{_SOCKET_PATH_LIMIT}). Set NEXMDM_DATA_DIR to a shorter path."
+            f"The path {server.data_dir} is too long. PostgreSQL's socket in this folder has a path of {length} bytes; "
+            f"at most {_SOCKET_PATH_LIMIT} bytes are allowed. Set NEXMDM_DATA_DIR to a shorter path."
         )
 
 

@@ -81,10 +81,11 @@ def acquire_when_free(data_dir: Path, say: Callable[[str], object]) -> InstanceL
         running = (data_dir / "serve.lock").read_text() == RUNNING
         if waited > (_DYING_SECONDS if running else _WAIT_SECONDS):
             raise InstanceLockedError(
-                f"Another serve runs on {data_dir}. Stop the other serve, or set NEXMDM_DATA_DIR to another folder."
+                f"Another `manage.py serve` (or `make run`) uses the folder {data_dir}. Stop it, or set "
+                "NEXMDM_DATA_DIR to another folder."
             )
         if not (announced or running):
-            say(f"Waiting for the previous serve on {data_dir} to end …")
+            say(f"Waiting until the previous `manage.py serve` has left the folder {data_dir} …")
             announced = True
         time.sleep(0.1)
     return instance

@@ -364,7 +364,7 @@ def test_an_entry_that_fills_a_gap_is_found(admin: Admin, written: list[int]) ->
 
     forged = tampering.forge(5, previous=AuditEntry.objects.get(id=4).hash)
     tampering.forge(6, previous=forged.hash)
-    assert "Entries 5 to 6 were inserted: entry 8 was written right after entry 4." in broken()
+    assert "Entries 5 to 6 were inserted: entry 8 contains the hash of entry 4 as the entry before it." in broken()
 
 
 @commits
@@ -537,20 +537,26 @@ def execute_all(statements: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("statements", "refused"),
     [
-        ((MOVE.format(3),), "marks follow its entries: INSERT"),
+        ((MOVE.format(3),), "must match the audit entries: INSERT"),
         ((MOVE.format(2), "UPDATE nexmdm_auditmark SET entry_id = 4 WHERE name = 'pruned'"), "entries: UPDATE"),
-        ((MOVE.format(2), COMMIT), "entries up to 2 are still there"),
-        ((MOVE.format(2), "DELETE FROM nexmdm_auditentry WHERE id = 2", COMMIT), "entries up to 2 are still there"),
+        ((MOVE.format(2), COMMIT), "at entry 2, but earlier entries still exist"),
+        (
+            (MOVE.format(2), "DELETE FROM nexmdm_auditentry WHERE id = 2", COMMIT),
+            "at entry 2, but earlier entries still exist",
+        ),
         ((MOVE.format(2), "DELETE FROM nexmdm_auditentry"), "append-only: DELETE"),
         ((OWN_MARK, "DELETE FROM nexmdm_auditentry WHERE id = 1"), "append-only: DELETE"),
         (("DELETE FROM nexmdm_auditentry WHERE id = 1",), "append-only: DELETE"),
-        (("INSERT INTO nexmdm_auditmark VALUES ('pruned', 2, repeat('f', 64))",), "marks follow its entries: INSERT"),
-        (("INSERT INTO nexmdm_auditmark VALUES ('other', 0, '')",), "marks follow its entries: INSERT"),
-        (("UPDATE nexmdm_auditmark SET entry_id = 4",), "marks follow its entries: UPDATE"),
-        (("UPDATE nexmdm_auditmark SET entry_id = 6",), "marks follow its entries: UPDATE"),
-        (("UPDATE nexmdm_auditmark SET hash = repeat('f', 64)",), "marks follow its entries: UPDATE"),
-        (("UPDATE nexmdm_auditmark SET name = 'pruned'",), "marks follow its entries: UPDATE"),
-        (("DELETE FROM nexmdm_auditmark",), "marks follow its entries: DELETE"),
+        (
+            ("INSERT INTO nexmdm_auditmark VALUES ('pruned', 2, repeat('f', 64))",),
+            "must match the audit entries: INSERT",
+        ),
+        (("INSERT INTO nexmdm_auditmark VALUES ('other', 0, '')",), "must match the audit entries: INSERT"),
+        (("UPDATE nexmdm_auditmark SET entry_id = 4",), "must match the audit entries: UPDATE"),
+        (("UPDATE nexmdm_auditmark SET entry_id = 6",), "must match the audit entries: UPDATE"),
+        (("UPDATE nexmdm_auditmark SET hash = repeat('f', 64)",), "must match the audit entries: UPDATE"),
+        (("UPDATE nexmdm_auditmark SET name = 'pruned'",), "must match the audit entries: UPDATE"),
+        (("DELETE FROM nexmdm_auditmark",), "must match the audit entries: DELETE"),
         (("TRUNCATE nexmdm_auditmark",), "append-only: TRUNCATE"),
     ],
 )

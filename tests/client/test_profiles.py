@@ -232,7 +232,7 @@ def test_an_invalid_name_of_a_profile_is_refused(network: InProcess, name: str) 
     ("text", "said"),
     [
         ("url = nonsense", "The url of the profile 'default' must look like https://mdm.example.com"),
-        ("url = https://x.example\nsecrets = vault", "`secrets` must be keyring or file"),
+        ("url = https://x.example\nsecrets = vault", "`secrets` must be 'keyring' or 'file'."),
         (
             "url = https://x.example\nsecrets = file\nadmin_key = \u00e9\nhmac_secret = x",
             "The admin key of the profile",

@@ -185,7 +185,7 @@ def test_a_second_serve_on_the_same_folder_is_refused(serve: Serving) -> None:
         check=False,
     )
     assert second.returncode == 1
-    assert "Another serve runs on" in second.stderr
+    assert "Another `manage.py serve` (or `make run`) uses the folder" in second.stderr
     assert get(serve, "/readyz") == 200
 
 

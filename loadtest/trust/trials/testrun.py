@@ -40,7 +40,8 @@ class HeldByTests:
     """A promise with its tests.
 
     - `tests`: the names of files or of single tests, in pytest's form.
-    - `at_least`: the least sum of each recorded number, by the name in `record_property`.
+    - `at_least`: a lower limit by name. A test records numbers under a name (`record_property`), and the sum of the
+      numbers of all tests must reach the limit.
     """
 
     promise: str

@@ -42,9 +42,10 @@ class Profile:
             return self.admin_key, self.hmac_secret
         if self.secrets != IN_KEYRING:
             message = (
-                f"The profile {self.name!r} does not state where its secrets are. `secrets` must be {IN_KEYRING} or"
+                f"The profile {self.name!r} in {path()} does not state where its secrets are: `secrets` must be "
+                f"{IN_KEYRING!r} or {IN_FILE!r}."
             )
-            raise ProfileError(f"{message} {IN_FILE} in {path()}. Run `nexmdm login --profile {self.name}`.")
+            raise ProfileError(f"{message} Run `nexmdm login --profile {self.name}`.")
         try:
             found = [keychain.read(_entry(self.name, kind)) for kind in _FIELDS[2:]]
         except keychain.NoKeyring as error:

@@ -44,7 +44,7 @@ def show_list(
 
 
 def none(one: str) -> str:
-    """Return the message about an empty list. It names the options that chose the rows."""
+    """Return the message that the list is empty. The message names the filter options of the call."""
     context = get_current_context()
     chosen = [
         _option(param.opts[0], context.params[param.name or ""])

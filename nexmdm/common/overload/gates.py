@@ -1,6 +1,7 @@
 """Gates: limits on expensive work. A gate limits how much work runs, how much work waits, and how long it waits.
 
-The limits apply to all work of the gate and to each key. Use a gate only on an event loop.
+Each piece of work has a key, such as the address of its client. A gate has limits for all its work, and lower limits
+for the work with the same key. Use a gate only on an event loop.
 """
 
 import asyncio

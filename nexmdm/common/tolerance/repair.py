@@ -145,8 +145,9 @@ class Informing(NamedTuple):
 
 @cache
 def informing(schema: type) -> Mapping[str, Informing]:
-    """Return the fields of a device body, or of an object in it, that inform. Raises TypeError for a field without a
-    role.
+    """Return the fields that only inform, by name. `schema` is a device body, or an object inside a device body.
+
+    Raises TypeError for a field without a role.
     """
     hints = get_type_hints(schema, include_extras=True)
     names = hints if is_typeddict(schema) else schema.model_fields  # type: ignore[attr-defined]
@@ -280,7 +281,7 @@ def _object(storable: Storable, fields: Mapping[str, Informing] | None, value: A
     fitted = _fit(fields, value, place)
     for key in [key for key in value if key not in fields]:
         if len(place.notes) >= MOST_NOTES:
-            raise Unrepairable(f"is not repaired, because {MOST_NOTES} or more values of the body do not fit")
+            raise Unrepairable(f"is not repaired, because {MOST_NOTES} or more values of the body are not valid")
         here = place.within(shown_name(key), OTHER_KEYS)
         _put(fitted, _storable_text(key, here), _OTHER, value[key], here)
     return fitted

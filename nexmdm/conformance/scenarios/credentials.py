@@ -39,9 +39,15 @@ async def _rotation(case: Case) -> None:
         "the agent sent no heartbeat with the new token after a rotation",
     )
     case.push(in_flight)
-    await case.done(in_flight["request_id"], of="a push signed with the old key, before the first 200 to the new token")
+    await case.done(
+        in_flight["request_id"],
+        of="a push signed with the old key, while the new token has got no answer yet",
+    )
     case.push(case.resign(fresh, new.command_key))
-    await case.done(fresh["request_id"], of="a push signed with the new key, before the first 200 to the new token")
+    await case.done(
+        fresh["request_id"],
+        of="a push signed with the new key, while the new token has got no answer yet",
+    )
     case.ran(in_flight["request_id"], 1)
     case.ran(fresh["request_id"], 1)
     case.agent.kill()

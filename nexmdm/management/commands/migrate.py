@@ -177,7 +177,10 @@ def _as_command_errors() -> Iterator[None]:
         refused = error.__context__ if isinstance(error, MigrationSchemaMissing) else error
         if refused is None or not isinstance(refused.__cause__, InsufficientPrivilege):
             raise
-        hint = "Migrate as the owner of the tables, or: GRANT USAGE, CREATE ON SCHEMA public TO the role of the URL."
+        hint = (
+            "Migrate as the owner of the tables. Or run `GRANT USAGE, CREATE ON SCHEMA public TO …` for the user of "
+            "DATABASE_URL."
+        )
         raise CommandError(f"The database refuses the migration: {safe_message(refused)}. {hint}") from error
     except (OperationalError, psycopg.Error) as error:
         if (check := checks.statement_pooling(error)) is None:

@@ -94,7 +94,7 @@ class Command(BaseCommand):
         except CannotListen as error:
             if not patiently:
                 raise CommandError("\n".join([str(error), *self._with_free_port(error)])) from error
-        self._say(f"Waiting for port {settings.PORT}, which the previous serve may still use …")
+        self._say(f"Waiting for port {settings.PORT}, which the previous `manage.py serve` may still use …")
         _wait_until_bindable(time.monotonic() + _PORT_WAIT_SECONDS)
         return self._listen(patiently=False)
 

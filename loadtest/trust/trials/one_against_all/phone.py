@@ -38,7 +38,7 @@ _REPORTS: Final = """
 
 
 def trial(folder: Path) -> Iterator[Finding]:
-    """Let one phone of a fleet attack, in two ways."""
+    """Let one phone attack the server, first with reports, then with rotations of its token."""
     with beside.served(folder) as (serving, members), serving.admin() as admin:
         bad, *good = members
         attacks = {"reports": _reports, "rotations": _rotations}
