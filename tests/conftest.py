@@ -1,5 +1,6 @@
 """The real stack for every test: the ASGI application, PostgreSQL, and phones and admins that use the protocol."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,9 @@ from tests.support.actors import Admin, Client, Phone
 
 SOON: Final = 0.1
 """The time that an impatient server waits, in seconds."""
+
+# A shell starts jobs in the background with SIGINT ignored, and the servers of the tests would inherit this.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("trust", max_examples=2000, deadline=None)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from django.db.models import Model, Q
+from django.db.models import Count, Model, Q
 from django.db.models.functions import Now
 
 from commands.models import Command, CommandOutcome
@@ -100,9 +100,11 @@ def _dispatchers() -> Iterator[Line]:
 
 
 def _webhooks() -> Iterator[Line]:
-    if count := Webhook.objects.filter(paused=True).count():
+    failing = Q(paused=False, failing_since__isnull=False)
+    counted = Webhook.objects.aggregate(stopped=Count("id", Q(paused=True)), failing=Count("id", failing))
+    if count := counted["stopped"]:
         yield _line(count, "", "webhook is paused", "webhooks are paused", BAD, _to(Webhook, state="paused"))
-    if count := Webhook.objects.filter(paused=False, failing_since__isnull=False).count():
+    if count := counted["failing"]:
         address = _to(Webhook, state="failing")
         one, several = "webhook fails: its receiver accepts no event", "webhooks fail: their receivers accept no event"
         yield _line(count, "", one, several, WARN, address)
