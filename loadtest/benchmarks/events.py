@@ -26,7 +26,7 @@ from loadtest.testbed.testbed import ServerUnderTest
 from nexmdm.common.event_feed import events
 from nexmdm.common.event_feed.events import Event, EventType
 
-WRITERS: Final = 8
+WRITERS: Final = 16
 PER_TRANSACTION: Final = (1, 10, 100)
 PAGE: Final = 1000
 UNLIMITED: Final = {"ADMIN_READ_RATE_LIMIT": "1000000/s"}
