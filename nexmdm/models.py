@@ -163,7 +163,10 @@ class DispatcherSeen(models.Model):
 
 
 class TransactionId(models.CharField):  # type: ignore[type-arg]  # Django's class takes none at run time.
-    """A field for a transaction id of PostgreSQL, which never wraps around. In Python, the id is a string of digits."""
+    """A field for the 64-bit transaction ids of PostgreSQL, which never wrap around.
+
+    In Python, the id is a string of digits.
+    """
 
     def db_type(self, connection: object) -> str:  # noqa: ARG002  (Django's signature)
         """Return the name of PostgreSQL's type."""

@@ -2,8 +2,8 @@
 
 The program starts its own server. Several clients create enrollment tokens at the same time. Each client keeps one
 connection, and waits for each answer before its next request. The creation of an enrollment token is one of the
-cheapest signed writes. So the lock on the audit, which all signed writes need, has the largest weight. The server,
-PostgreSQL and the clients share the machine.
+cheapest signed writes. All signed writes take the lock on the audit. With this cheap write, the lock has the largest
+share of the time. The server, PostgreSQL and the clients share the machine.
 """
 
 import argparse

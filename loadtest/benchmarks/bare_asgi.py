@@ -1,9 +1,9 @@
-"""An upper limit for NexMDM: a bare ASGI server that only stores heartbeats in PostgreSQL, with a group commit.
+"""A bare ASGI server that only stores heartbeats in PostgreSQL, with a group commit.
 
-The server parses the body of a heartbeat, and stores the status for the device with the token's digest. It validates
-nothing, looks for no commands, writes no log, and answers with a constant. `python -m loadtest.benchmarks.one_core`
-compares NexMDM with this server. `python -m loadtest.benchmarks.bare_asgi N` serves on the listening socket with the
-file descriptor N.
+Its rate is an upper limit for the rate of NexMDM. The server parses the body of a heartbeat. It finds the device by the
+digest of the device token, and stores the status. It validates nothing, looks for no commands, writes no log, and
+answers with a constant. `python -m loadtest.benchmarks.one_core` compares NexMDM with this server. `python -m
+loadtest.benchmarks.bare_asgi N` serves on the listening socket with the file descriptor N.
 """
 
 import asyncio

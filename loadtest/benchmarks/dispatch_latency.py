@@ -1,9 +1,8 @@
 """Measure how soon a push and a result arrive: `python -m loadtest.benchmarks.dispatch_latency`.
 
 The program starts its own server and a fake FCM, and sends one ping after another to one phone. The first latency is
-the time from POST /admin/command to the arrival of the push at FCM. For the second latency, an admin waits for the
-result with `wait_seconds`. This latency is the time from the answer to the phone's report to the answer to the waiting
-admin.
+the time from POST /admin/command to the arrival of the push at FCM. The second latency begins with the answer to the
+phone's report. It ends with the answer to an admin who waits for the result with `wait_seconds`.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from nexmdm.client.http_client import FleetClient
 
 PUSH_P95_LIMIT_MS: Final = 50.0
 ALONE_P95_LIMIT_MS: Final = 300.0
-"""The limit if the dispatcher has no address for LISTEN and must poll."""
+"""The limit for the p95 of the first latency if the dispatcher cannot use LISTEN and must poll."""
 
 WAIT_LIMIT_MS: Final = 250.0
 _LONGEST_PAUSE_SECONDS: Final = 0.3
@@ -42,7 +41,7 @@ class Latency:
     """The latencies of one ping, in milliseconds.
 
     - `to_push`: the time from the POST to the arrival of the push at FCM.
-    - `to_waiting_admin`: the time from the answer to the phone's report to the answer to the waiting admin.
+    - `to_waiting_admin`: the time between the answer to the phone's report and the answer to the waiting admin.
     """
 
     to_push: float
@@ -111,7 +110,7 @@ def _ping(
 
 
 def _wait(waiting: FleetClient, request_id: str) -> float:
-    """Wait for a command with one request, and return the time of its answer."""
+    """Wait with one request until a command is no longer open. Return the time of the answer."""
     command = waiting.get(f"/admin/commands/{request_id}", wait_seconds=10)
     if command["completed_at"] is None:
         raise RuntimeError(f"{request_id} was not completed within 10 s")

@@ -35,7 +35,8 @@ COMMAND: Final = {
 }
 SETTINGS: Final = {"FCM_MAX_PER_SECOND": "20000"}
 LIMITS: Final = {10_000: (1.0, 2.0), 100_000: (3.0, 20.0)}
-"""The limits for fleets of these sizes, in seconds: for the answer to the POST, and for the last push."""
+"""The limits by the size of the fleet, in seconds: first the limit for the answer to the POST, then the limit for the
+last push."""
 
 GIVE_UP_SECONDS: Final = 300
 PARTS: Final = ("dispatcher", "PostgreSQL", "fake FCM")
@@ -82,7 +83,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(devices: int, rounds: int, history: int) -> dict[int, list[FanOut]]:
-    """Return the rounds by the number of older deliveries in the database.
+    """Return the results of the rounds, by the number of older deliveries in the database.
 
     The numbers are 0 and, if `history` is not 0, `history`.
     """
@@ -142,7 +143,7 @@ def _used(place: ServerUnderTest) -> dict[str, float]:
 def _await_sends(journal: JournalTail, request_id: str, devices: int) -> list[dict[str, Any]]:
     """Wait until all pushes of a command have reached the fake FCM, and return them. Raises TimeoutError.
 
-    This function reads only the journal. If it asked the server, PostgreSQL would have as much work as for hundreds of
+    This function reads only the journal. A request to the server would cost PostgreSQL as much work as hundreds of
     pushes.
     """
     deadline = time.monotonic() + GIVE_UP_SECONDS

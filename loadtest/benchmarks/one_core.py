@@ -123,7 +123,6 @@ def _bare(dsn: str) -> Iterator[str]:
 
 
 def _print(contestants: list[Contestant]) -> None:
-    """Print the median rate and p99 of each server. Also print the ratio of NexMDM's rate to the rate of the server."""
     ours = contestants[0]
     table = Table(title=f"POST /v1/heartbeat, {wrk.CONNECTIONS} connections, {len(ours.rates)} rounds: median (spread)")
     for heading in ("", "requests/s", "p99", "ours is"):

@@ -1,4 +1,4 @@
-"""Measure how long pages and lists take in a fleet with a history: `python -m loadtest.benchmarks.page_times`.
+"""Measure how long pages and lists take in a fleet with many old commands: `python -m loadtest.benchmarks.page_times`.
 
 The program starts its own server, and seeds a fleet and a month of commands. A third of the fleet is online, and a
 third is offline. The program requests each page several times, one request after another. On the admin site, it
@@ -263,7 +263,7 @@ def _first_rows(browser: httpx.Client, path: str) -> Callable[[], object]:
 
 
 def _times(ask: Callable[[], object], count: int) -> list[float]:
-    """Return the milliseconds of `count` calls, after a first call that does not count."""
+    """Return the duration of each of `count` calls, in milliseconds. An additional first call is not measured."""
     ask()
     return [_time(ask) for _ in range(count)]
 

@@ -72,9 +72,10 @@ def _issue(place: ServerUnderTest) -> dict[str, Any]:
 
 
 def _check(place: ServerUnderTest, command: dict[str, Any], least: float) -> None:
-    """Raise wrk.Failed if answered results are not stored.
+    """Raise wrk.Failed if fewer results are stored than `least`.
 
-    Also raise wrk.Failed if all phones have reported, because some phones have reported twice in this case.
+    `least` is the number of results that the server answered. Also raise wrk.Failed if all phones have reported. In
+    this case, some phones have reported twice.
     """
     counts = place.admin.get(f"/admin/commands/{command['request_id']}")["counts"]
     stored, devices = counts["succeeded"], command["device_count"]

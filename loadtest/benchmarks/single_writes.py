@@ -1,8 +1,8 @@
 """Measure how many signed commands a second a web worker accepts: `python -m loadtest.benchmarks.single_writes`.
 
 The web worker runs alone on core 0. PostgreSQL, the dispatcher and wrk share core 1. Each round has three measurements:
-heartbeats, commands over 64 connections, and commands over one connection. Each command is a separate `ping` to one
-device without a push token. All requests are signed before the measurement. At the end, the program verifies the audit.
+heartbeats, commands over 64 connections, and commands over one connection. Each command is a `ping` to one device
+without a push token. All requests are signed before the measurement. At the end, the program verifies the audit.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def _measured(stack: ExitStack, arguments: argparse.Namespace) -> Measured:
 
 
 def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: int) -> dict[str, str]:
-    """Write `count` signed requests to `file`. Return the environment variables that wrk's script also needs."""
+    """Write `count` signed requests to `file`. Return further environment variables for wrk's script."""
     assert place.serving is not None
     key, secret = place.serving.secrets["ADMIN_KEY"], place.serving.secrets["HMAC_SECRET"]
     now = int(time.time())
@@ -120,7 +120,7 @@ def _sign(place: ServerUnderTest, file: Path, device_ids: Sequence[str], count: 
 def _analyze(place: ServerUnderTest) -> None:
     """Run ANALYZE, as autovacuum does within a minute.
 
-    Without ANALYZE, PostgreSQL would keep its plans for empty tables, which read the whole table for each row.
+    Without ANALYZE, PostgreSQL would keep its plans for empty tables. These plans read the whole table for each row.
     """
     assert place.serving is not None
     with psycopg.connect(place.serving.database_url(), autocommit=True) as database:

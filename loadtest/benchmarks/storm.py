@@ -1,9 +1,9 @@
 """Measure a storm: one command goes to a fleet whose phones all report within a minute.
 
-`python -m loadtest.benchmarks.storm`: all phones send heartbeats. Each phone gets the push of one `ping`, and reports
-after a random part of `--spread`. A phone whose report is refused tries again after `Retry-After` and a random time. A
-phone that gets no answer tries again after a random time that doubles with each try. One web worker, the dispatcher,
-PostgreSQL, the fake FCM and the generator share the machine.
+Call: `python -m loadtest.benchmarks.storm`. All phones send heartbeats. Each phone gets the push of one `ping`, and
+reports after a random part of `--spread`. A phone whose report is refused tries again after `Retry-After` and a random
+time. A phone that gets no answer tries again after a random time that doubles with each try. One web worker, the
+dispatcher, PostgreSQL, the fake FCM and the generator share the machine.
 """
 
 import argparse
@@ -35,13 +35,13 @@ QUIET_SECONDS: Final = 15
 reports."""
 
 FAN_OUT_SECONDS: Final = 60
-"""The longest expected time of all pushes."""
+"""The longest expected time from the command to the last push."""
 
 HEARTBEAT_P99_SECONDS: Final = 0.150
 RESULT_P99_SECONDS: Final = 2.0
 CONNECTIONS: Final = 3000
-"""The largest number of open connections. Each real phone has a separate connection. But with more connections, the
-generator would use too much of the two cores."""
+"""The largest number of open connections. In reality, each phone has a connection for itself. But with more
+connections, the generator would use too much of the two cores."""
 
 SOURCES: Final = ["127.0.3.1", "127.0.3.2"]
 """The local addresses of the phones. One address is not enough, because a server accepts 2,000 connections from one
@@ -159,7 +159,7 @@ async def _run(console: Console, place: ServerUnderTest, run: Run) -> Storm:
 
 
 async def _issue(place: ServerUnderTest, run: Run) -> tuple[str, float]:
-    """Send the command after the time with heartbeats only.
+    """Wait for QUIET_SECONDS, and send the command.
 
     Return the request id of the command, and the second of the run in which the command was sent.
     """

@@ -57,7 +57,7 @@ def run(measure: Callable[[ExitStack], R]) -> R | None:
 class Contestant:
     """A server that wrk loads, with the results of each round.
 
-    - `tokens`: the file from which the script gets tokens or signed requests.
+    - `tokens`: the file from which wrk's script gets tokens or signed requests.
     - `rates`: the requests per second of each round.
     """
 
@@ -73,7 +73,7 @@ class Contestant:
     def run(self, seconds: int, **variables: str) -> None:
         """Warm the server up, load it for `seconds`, and add the results of this round.
 
-        `variables` are environment variables for the script. Raises Failed.
+        `variables` are environment variables for wrk's script. Raises Failed.
         """
         self._wrk(WARM_UP_SECONDS, {**variables, "PART": "warm-up"})
         measured = self._wrk(seconds, {**variables, "PART": "measured"})

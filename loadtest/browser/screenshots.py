@@ -45,7 +45,7 @@ ROWS: Final = {
     "devices-away": "devices/device/?presence=never",
     "audit-refused": "nexmdm/auditentry/?ending=refused",
 }
-"""Lists of the admin site, of which the page of the newest row is shown."""
+"""Lists of the admin site. For each list, the program takes a screenshot of the page of the newest row."""
 
 PAGES: Final = {
     "index": "",
@@ -152,7 +152,7 @@ def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
 
 
 def _pictures(driver: webdriver.Chrome, site: tuple[str, str], folder: Path) -> Iterator[str]:
-    """Take a screenshot of each page in each of LOOKS. Yield the pages that are wider than a phone."""
+    """Take a screenshot of each page in each look. Yield the pages that are wider than a phone."""
     url, password = site
     for look in LOOKS:
         _appear(driver, look)

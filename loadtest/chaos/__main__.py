@@ -1,8 +1,8 @@
 """Cause a fault in a server under load, and check that nothing is lost: `python -m loadtest.chaos FAULT`.
 
 The program starts its own server. Simulated phones and an admin send requests before, during and after the fault. At
-the end, the program compares four ledgers: the answers to the clients, the database, the journal of the fake FCM, and
-the event feed.
+the end, the program compares four records of the run: the answers to the clients, the database, the journal of the fake
+FCM, and the event feed.
 """
 
 import argparse
@@ -52,7 +52,7 @@ SILENT_COMMANDS_PER_SECOND: Final = 5
 second, two web workers on two cores would need half a minute to catch up afterwards."""
 
 READ_SECONDS: Final = 30
-"""The longest time after a run in which the client of the feed reads the last events."""
+"""After a run, the client of the feed reads the last events for at most this time."""
 
 SETTINGS: Final = {"WEB_WORKERS": "2", "LOG_LEVEL": "INFO", "LOG_FORMAT": "json"} | receivers.SETTINGS
 OUTAGES: Final = (

@@ -15,7 +15,7 @@ from loadtest.chaos.traffic import Exchange
 from loadtest.load.targets import Target
 
 SLOW_SECONDS: Final = 2
-"""The longest allowed time of a request that begins when the server must be normal again."""
+"""The longest allowed time of a request that begins after the server must be normal again."""
 
 LONG_SECONDS: Final = 3
 """If a gap is at least this long, some requests must fail in it. A request waits for the database for 2 s. So no
@@ -74,7 +74,10 @@ class AroundGaps:
     normal_seconds: float
 
     def judged(self) -> list[Target]:
-        """Check that each answer is 200 or 503. From `normal_seconds` after a gap on, each answer must be 200."""
+        """Check that each answer is 200 or 503.
+
+        Each answer that comes `normal_seconds` or more after a gap must be 200.
+        """
         failed = [one for one in self.exchanges if one.status != 200]
         tails = [self._tail(number, failed) for number in range(len(self.gaps))]
         longest = max(max(tails, default=0.0), 0.0)
@@ -133,7 +136,7 @@ class AroundGaps:
 
 
 def _problems(failed: Sequence[Exchange]) -> Target:
-    """Check that each failed answer has complete problem details and a code of AWAY_CODES."""
+    """Check that each failed answer has complete problem details, and that its code is in AWAY_CODES."""
     codes = Counter(one.code for one in failed)
     wrong = Counter(one.flaw or f"code {one.code}" for one in failed if one.flaw or one.code not in AWAY_CODES)
     figure = ", ".join(f"{count:,} × {what}" for what, count in (wrong or codes).most_common(4)) or "none"

@@ -35,7 +35,7 @@ def servers(folder: Path) -> Iterator[PostgresServers]:
 
 @contextmanager
 def pooled(folder: Path) -> Iterator[Database]:
-    """Run a PostgreSQL, and a PgBouncer in front of it that pools transactions. Yield this database."""
+    """Run a PostgreSQL behind a PgBouncer. The PgBouncer pools transactions. Yield this database."""
     with servers(folder) as made:
         server = made.primary("only")
         with pgbouncer.pooling(folder / "pooler", server.url, "transaction") as url:

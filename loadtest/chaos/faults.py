@@ -163,7 +163,7 @@ class Kills:
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Check that processes of all four kinds were killed, and that each request got 200 or no answer."""
+        """Check that both web workers and both dispatchers were killed, and that each request got 200 or no answer."""
         del sends
         closed = sum(attempt.outcome == "unknown" for one in snapshot.deliveries for attempt in one.attempts)
         kills = ", ".join(f"{count} × {name}" for name, count in sorted(self.killed.items()))
@@ -218,7 +218,7 @@ class DatabaseStops(InGaps):
     ) -> list[Target]:
         """Check that each answer is 200 or 503.
 
-        From NORMAL_SECONDS after PostgreSQL is back, each answer must be 200.
+        Each answer that comes NORMAL_SECONDS or more after the return of PostgreSQL must be 200.
         """
         del snapshot, sends
         figure = f"away for {answers.lengths(self.gaps)}"

@@ -1,6 +1,6 @@
-"""The fourth ledger of a run: the event feed.
+"""The check of the event feed in a run.
 
-The ledger compares three things: the facts in the tables, the events in the database, and the events that a client read
+The check compares three things: the facts in the tables, the events in the database, and the events that a client read
 during the fault. Each fact must have exactly one event, and each event must have a fact. The client must get each event
 once, in the order of the feed.
 """
@@ -96,7 +96,7 @@ _JUDGED: Final = frozenset(
         "delivery.settled", "audit.refused",
     }
 )  # fmt: skip
-"""The event types whose facts can be read from other tables than the table of events."""
+"""The event types whose facts can also be read from a table other than the table of events."""
 
 
 def _fact(event_type: str, request_id: str, device_id: str, data: Mapping[str, Any]) -> Fact:

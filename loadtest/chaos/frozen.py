@@ -123,7 +123,7 @@ class Freezes(InGaps):
         return Target("answers meanwhile", "503", figure, set(meanwhile) == {503})
 
     def _in_time(self, exchanges: Sequence[Exchange]) -> Target:
-        """Check how long requests took, if they overlapped a freeze or began within NORMAL_SECONDS after a freeze."""
+        """Check the time of each request that overlapped a freeze or began within NORMAL_SECONDS after a freeze."""
         seconds = [
             one.ended_at - one.begun_at
             for one in exchanges

@@ -1,6 +1,6 @@
-"""Two of the four ledgers of a run, and their comparison: the account of the clients, and the content of the database.
+"""The comparison of two records (ledgers) of a run: the account of the clients, and the content of the database.
 
-pushes.py compares the third ledger, the journal of the fake FCM. feed.py compares the fourth ledger, the event feed.
+A run has two further ledgers: pushes.py checks the journal of the fake FCM, and feed.py checks the event feed.
 """
 
 from collections import Counter, defaultdict
@@ -25,8 +25,8 @@ OVERDUE_SECONDS: Final = 15
 """The longest time that a due delivery may wait. It includes the restart of a killed dispatcher."""
 
 TRANSACTION_SECONDS: Final = 1
-"""The largest allowed difference between the times of two transactions on one row. A transaction that waits for another
-transaction stores the time of its own beginning."""
+"""The largest allowed error of a stored time. A transaction stores the time at which it began, even if it waited for a
+lock after this time."""
 
 Key = tuple[str, str]
 """The request id and the device id of a delivery."""
@@ -108,9 +108,9 @@ class DatabaseSnapshot:
 
     - `read_at`: the time of the snapshot, in Unix time.
     - `commands`: the request id and the note of each command.
-    - `results`: the first final report of each delivery that has one.
+    - `results`: the first final reports, by request id and device id.
     - `seen`: the time of the last heartbeat of each device, by device id.
-    - `aliases`: the alias of each device that has one, by device id.
+    - `aliases`: the aliases of the devices, by device id.
     """
 
     read_at: float
@@ -122,7 +122,7 @@ class DatabaseSnapshot:
 
 
 def read(database_url: str) -> DatabaseSnapshot:
-    """Read the ledger of the database in one snapshot."""
+    """Read the content of the database in one snapshot."""
     with psycopg.connect(database_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         attempts = defaultdict(list)
@@ -177,7 +177,7 @@ def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
 
 
 def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
-    """Check that each delivery is settled, or is open with a due time at which the server continues by itself."""
+    """Check that each open delivery has a due time at which the server continues by itself."""
     settled = sum(one.state not in OPEN for one in snapshot.deliveries)
     waits = sum(one.state in OPEN and _waits(one, snapshot.read_at) for one in snapshot.deliveries)
     lost = len(snapshot.deliveries) - settled - waits
@@ -188,7 +188,7 @@ def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
 def _waits(delivery: Delivery, now: float) -> bool:
     """Return whether an open delivery has a due time for its next push or for its expiry.
 
-    A due time that is long past does not count.
+    A due time that is more than OVERDUE_SECONDS ago does not count.
     """
     to_be_pushed = delivery.state == "pending" and delivery.push_state in ("waiting", "retrying")
     due_at = delivery.next_attempt_at if to_be_pushed else delivery.open_until
@@ -215,7 +215,7 @@ def _stands(result: Result, row: Delivery | None) -> bool:
 
 
 def _is_caused(row: Delivery, snapshot: DatabaseSnapshot) -> bool:
-    """Return whether the time or the phone's report explains the state of a delivery.
+    """Return whether the state of a delivery follows from the phone's reports, or from a lack of reports.
 
     In a chaos run, no client cancels a delivery.
     """

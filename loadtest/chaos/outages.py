@@ -106,7 +106,7 @@ class FcmOutages:
     async def _recover(self, ended_at: float) -> float | None:
         """Wait until all dispatchers push and no push is overdue.
 
-        Return the waited seconds, or None after RESUMED_SECONDS.
+        Return the seconds of the wait, or None after RESUMED_SECONDS.
         """
         async with await psycopg.AsyncConnection.connect(self.database_url, autocommit=True) as connection:
             while (waited := time.time() - ended_at) < RESUMED_SECONDS:
@@ -143,8 +143,8 @@ class FcmOutages:
     def _reached(self, name: str, one: Recovery, snapshot: DatabaseSnapshot) -> Target:
         """Check that heartbeats delivered enough of the commands that were open in the outage.
 
-        A phone's next heartbeat comes at a random moment of its interval. So a delivery that is open for a share of the
-        longest interval is delivered with at least this probability.
+        A phone's next heartbeat comes at a random moment of its interval. Example: if a delivery is open for half of
+        the longest interval, a heartbeat delivers it with a probability of at least 0.5.
         """
         longest = (1 + SPREAD) * self.interval_seconds
         heard = {each.key for each in _answered(one, snapshot) if each.delivered_via == "heartbeat"}
@@ -201,7 +201,10 @@ def _by_heartbeat(name: str, answered: Sequence[Delivery]) -> Target:
 
 
 def _resumed(name: str, one: Recovery, sends: Sequence[dict[str, Any]]) -> Target:
-    """Check that pushing was normal in time after an outage, and at least LEAST_RATE as fast as before."""
+    """Check that pushing was normal in time after an outage.
+
+    The rate of pushes must be at least LEAST_RATE of the rate before the outage.
+    """
     before = _per_second(sends, one.begun_at - RATE_SECONDS)
     limit = f"< {RESUMED_SECONDS} s, rate ≥ {LEAST_RATE:.0%}"
     if one.after_seconds is None:

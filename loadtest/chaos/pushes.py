@@ -26,8 +26,8 @@ from loadtest.fleet.credentials_file import Member
 from loadtest.load.targets import Target
 
 MAY_REPEAT: Final = frozenset({"unknown", "retry_later", "blocked"})
-"""The outcomes after which the server sends a push again. Only an attempt with the outcome `unknown` may have been
-accepted by FCM."""
+"""The outcomes after which the server sends a push again. After `unknown`, FCM may have accepted the push. After
+`retry_later` and `blocked`, FCM has not accepted it."""
 
 UNHEARD: Final = frozenset({"unknown", "in_flight"})
 """The outcomes without a recorded answer of FCM. An attempt `in_flight` may still get an answer."""
@@ -58,7 +58,7 @@ class Pushed:
     """A delivery, and its messages at FCM in the order of arrival.
 
     Messages that FCM refused because of the access token are left out. After this refusal, the dispatcher sends the
-    message again in the present attempt.
+    message again in the same attempt.
     """
 
     delivery: Delivery
@@ -82,7 +82,7 @@ class Pushed:
         return sum(_is_of(attempt, sends[0]) for attempt, sends in self._answered())
 
     def founded(self) -> int:
-        """Return the number of attempts that have FCM's answer to exactly one message.
+        """Return the number of attempts during which exactly one message arrived, and which have FCM's answer to it.
 
         Attempts without an answer do not count.
         """
@@ -90,7 +90,10 @@ class Pushed:
         return sum(len(sends) == 1 and _is_answered(attempt) and _is_of(attempt, sends[0]) for attempt, sends in pairs)
 
     def taken_twice_unexplained(self) -> int:
-        """Return how often FCM accepted a repeated message that no attempt with the outcome `unknown` explains."""
+        """Return how many messages FCM accepted too often.
+
+        FCM may accept one message, and one more message for each attempt with the outcome `unknown`.
+        """
         taken = sum(bool(send["message_id"]) for send in self.sends)
         unknown = sum(one.outcome == "unknown" for one in self.delivery.attempts)
         return max(0, taken - 1 - unknown)
@@ -170,12 +173,15 @@ def _is_given_up_early(attempt: Attempt) -> bool:
 
 
 def _hasty(delivery: Delivery) -> int:
-    """Return the number of attempts that began before the pause after the last attempt was over."""
+    """Return the number of attempts that began during the pause after the previous attempt."""
     return sum(second.started_at < _pause_over_at(first) for first, second in pairwise(delivery.attempts))
 
 
 def _pause_over_at(attempt: Attempt) -> float:
-    """Return the earliest allowed time of the next attempt. After an attempt that was not sent, there is no pause."""
+    """Return the earliest allowed time of the next attempt.
+
+    After an attempt whose push was not sent, there is no pause.
+    """
     ended_at = (attempt.finished_at or inf) - ROUNDING_SECONDS
     if attempt.detail == ORPHANED:
         return max(ended_at, attempt.started_at + LEASE_SECONDS - ROUNDING_SECONDS)

@@ -1,4 +1,4 @@
-"""The fault `readonly`: a primary becomes read-only under load, while the clients' address still leads to it."""
+"""The fault `readonly`: a primary becomes read-only under load, and clients still connect to it for some seconds."""
 
 import asyncio
 import random
@@ -22,8 +22,8 @@ from loadtest.testbed.serving import wait_for
 from loadtest.testbed.tcp_proxy import TcpProxy
 
 NORMAL_SECONDS: Final = 5
-"""The longest time after the change of the address for which requests may still fail. After this time, no connection to
-the old primary may exist."""
+"""The longest time for which requests may still fail after the address leads to the new primary. After this time, no
+connection to the old primary may exist."""
 
 READ_ONLY_SECONDS: Final = 8
 _WRITING: Final = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND backend_xid IS NOT NULL"
@@ -72,8 +72,8 @@ class Demotions(InGaps):
     say: Say
     gaps: list[Gap] = field(default_factory=list)
     left: list[tuple[int, str]] = field(default_factory=list)
-    """For each demotion: the number of connections to the old primary NORMAL_SECONDS after the change of the address,
-    and their last statements."""
+    """One pair for each demotion: how many connections to the old primary were left, and their last statements. The
+    connections are counted NORMAL_SECONDS after the change of the address."""
 
     async def run(self, traffic: Traffic) -> None:
         """Cause `times` demotions, one after another."""

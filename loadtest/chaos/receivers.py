@@ -22,11 +22,11 @@ SETTINGS: Final = {"WEBHOOK_ALLOW_PRIVATE": "127.0.0.0/8"}
 """The setting that allows the server to send to receivers on this machine."""
 
 FAULT_EVERY: Final = 300
-"""A receiver fails at one request in this number, beginning with the first request."""
+"""A receiver fails at the first of every FAULT_EVERY requests."""
 
 HANG_EVERY: Final = 2000
-"""The receiver that hangs fails at one request in this number. Each failure costs 10 s, because the server waits 10 s
-for an answer."""
+"""The receiver that hangs fails at the first of every HANG_EVERY requests. Each failure costs 10 s, because the server
+waits 10 s for an answer."""
 
 HANG_SECONDS: Final = 30
 WAIT_SECONDS: Final = 180
@@ -40,7 +40,7 @@ _LOOK_SECONDS: Final = 0.2
 class Receiver:
     """One receiver of a webhook.
 
-    - `acknowledged`: the ids of the events that the receiver answered with 204, in their order.
+    - `acknowledged`: the ids of the events that the receiver answered with 204, in the order of the answers.
     - `faults`: the number of requests at which the receiver failed on purpose.
     """
 
@@ -73,7 +73,7 @@ class Receiver:
 
 @asynccontextmanager
 async def listening(admin: FleetClient) -> AsyncIterator[list[Receiver]]:
-    """Run one receiver for each fault of FAULTS. Each receiver has a webhook that begins with the next event."""
+    """Run one receiver for each fault in FAULTS. Each receiver has a webhook that begins with the next event."""
     receivers = [Receiver(fault) for fault in FAULTS]
     application = web.Application()
     for receiver in receivers:

@@ -30,19 +30,19 @@ Kind = Literal["heartbeat", "result", "command", "rename"]
 COMMANDS_PER_SECOND: Final = 20
 LARGEST_AUDIENCE: Final = 7
 LIVES_SECONDS: Final = (15, 60, 600)
-"""The times to begin of the commands, from which each command gets a random time. Some commands expire before a fault
-ends."""
+"""Each command gets one of these times to begin, at random. Some commands expire before a fault ends."""
 
 ANSWER_SECONDS: Final = 15
 KEPT_SECONDS: Final = 3
-"""The time for which a client keeps an idle connection. It is shorter than the 5 s after which a web worker closes it.
-"""
+"""The time for which a client keeps an idle connection. A web worker closes an idle connection after 5 s. The client
+must close the connection earlier."""
 
 Connections = tuple[int, int]
 """The largest numbers of connections of the phones and of the admin, in this order; 0: no limit."""
 
 NORMAL_CONNECTIONS: Final[Connections] = (200, 50)
-"""The admin has separate connections. So a command does not wait for a connection while all phones report."""
+"""The phones and the admin share no connections. So a command does not wait for a connection while all phones
+report."""
 
 UNLIMITED_CONNECTIONS: Final[Connections] = (0, 0)
 """The connections for faults during which many requests take long. No request may wait for a connection, because this
@@ -112,10 +112,10 @@ class Account:
     """The `note` of each command that the admin posted. Each command has a different note."""
 
     accepted: dict[str, frozenset[str]] = field(default_factory=dict)
-    """By request id of each command whose POST was answered with 200: the ids of its devices."""
+    """The device ids of each command whose POST was answered with 200, by request id."""
 
     renamed: dict[str, str] = field(default_factory=dict)
-    """The new alias of each device whose alias the admin changed with the answer 200, by device id."""
+    """The last alias that the admin gave to each device with the answer 200, by device id."""
 
     unanswered: int = 0
     """The number of commands and changes of aliases that were never answered with 200."""
@@ -268,7 +268,10 @@ class Traffic:
             self.account.renamed[device_id] = alias
 
     async def _repeat(self, kind: Kind, method: str, target: str, body: bytes) -> dict[str, Any] | None:
-        """Send a write of the admin until its answer is 200. Return the answer; None if there was none in time."""
+        """Send a write of the admin until its answer is 200.
+
+        Return the answer, or None if the answer did not come in time.
+        """
         headers = {**self._admin.sign(method, target, body), "Content-Type": "application/json"}
         give_up_at, pause = time.monotonic() + GIVE_UP_SECONDS, PAUSE_SECONDS
         while time.monotonic() < give_up_at:

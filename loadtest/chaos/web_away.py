@@ -22,7 +22,8 @@ from loadtest.load.targets import Target
 from loadtest.testbed.serving import Serving, wait_for
 
 BEFORE_SECONDS: Final = 90
-"""The time before the fault, and the time after it. In this time, each phone sends at least one heartbeat."""
+"""The length of the time before the fault, and also of the time after the fault. In each of these times, each phone
+sends at least one heartbeat."""
 
 QUIET_SECONDS: Final = 5
 """The time from the last command until the fault. In this time, the phones answer the last commands."""
@@ -60,8 +61,8 @@ class WebAway:
     async def run(self, traffic: Traffic) -> None:
         """Take the web workers away once, for `seconds`.
 
-        The admin issues no commands in this time. A signature is valid for only 300 s. So the server would refuse the
-        POST of these commands after its return.
+        The admin issues no commands in this time. The server would refuse the POST of these commands after its return,
+        because a signature is valid for only 300 s.
         """
         await asyncio.sleep(BEFORE_SECONDS)
         traffic.pause_commands()

@@ -55,7 +55,7 @@ class Journal:
     def wait_for(
         self, count: int, timeout: float = 10, *, matching: Callable[[Send], bool] = lambda _: True
     ) -> list[Send]:
-        """Wait until at least `count` pushes for which `matching` is true have arrived, and return all these pushes.
+        """Wait for at least `count` pushes for which `matching` is true. Return all pushes for which it is true.
 
         A push counts as soon as it has arrived, even if its answer is not sent yet. Raises TimeoutError after `timeout`
         seconds.

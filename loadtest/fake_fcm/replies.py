@@ -1,7 +1,7 @@
 """The answers of the fake FCM.
 
-The beginning of a push target chooses the answer. This beginning is a word of `WORDS`, for some words a number, and a
-hyphen:
+The beginning of a push target chooses the answer. This beginning is a word of `WORDS` and a hyphen. After some words, a
+number precedes the hyphen:
 
 | beginning        | answer                                                                                    |
 | ok-              | 200                                                                                       |

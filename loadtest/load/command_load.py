@@ -1,4 +1,4 @@
-"""The admin of a load test. The admin issues commands at due times, and a ledger records what happens to them."""
+"""The admin of a load test, who issues commands at due times. A `Ledger` records the times of the commands."""
 
 import asyncio
 import random

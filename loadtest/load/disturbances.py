@@ -119,7 +119,7 @@ async def restart(disturbance: Disturbance, serving: Serving) -> None:
 
 
 def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield pairs of an invalid device token and a body of a heartbeat, without end.
+    """Yield pairs without end: an invalid device token, and the body of a heartbeat.
 
     Each token has the id of a known phone, a wrong secret and a correct checksum.
     """
@@ -131,6 +131,6 @@ def invalid_tokens(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
 
 
 def _malformed(members: Sequence[Member]) -> Iterator[tuple[str, bytes]]:
-    """Yield pairs of a valid device token and a body that the server must refuse or repair, without end."""
+    """Yield pairs without end: a valid device token, and a body that the server must refuse or repair."""
     while True:
         yield random.choice(members).device_token, random.choice(_MALFORMED)

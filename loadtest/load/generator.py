@@ -51,7 +51,7 @@ _BODIES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of one generator. Load explains the fields that are not in this list.
+    """The plan of one generator. The class `Load` explains the fields that are not in this list.
 
     - `part`, `parts`: the number of this generator, counted from 0, and the number of all generators.
     - `journal`: the file of the fake FCM; empty: phones get no pushes.
@@ -96,7 +96,7 @@ def first_dues(count: int, *, ramp_seconds: float, interval_seconds: float, chan
 
 
 def heartbeat_bodies(chance: random.Random) -> list[bytes]:
-    """Return some typical bodies of heartbeats. Each begins with the last lines of the request's head."""
+    """Return some typical bodies of heartbeats. In front of each body are the last lines of the request's head."""
     statuses = (
         {
             "battery_pct": chance.randint(5, 100),

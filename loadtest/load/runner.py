@@ -30,7 +30,8 @@ from loadtest.testbed.serving import Serving
 from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_PROCESS: Final = 5000
-"""The highest rate of one generator, in heartbeats a second. On a separate core, a generator can send twice as many."""
+"""The highest rate of one generator, in heartbeats a second. If no other process uses its core, a generator can send
+twice as many heartbeats."""
 
 CONNECTIONS: Final = 256
 WEIGH_SECONDS: Final = 10
@@ -280,7 +281,10 @@ async def _weigh(run: Run) -> None:
 
 
 async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task[None]]) -> None:
-    """Return when the heartbeats have ended, and all commands have a result or their time is over."""
+    """Wait until the heartbeats have ended.
+
+    Then wait until each command has a result, but for at most the allowed time.
+    """
     ends_at = run.starts_at + run.load.seconds
     patience = GRACE_SECONDS if run.load.journal else 0
     with closing(JournalTail(run.load.journal or Path(os.devnull))) as journal:
@@ -297,7 +301,7 @@ async def _watch(run: Run, watch: Callable[[], None], workers: list[asyncio.Task
 def _note_unanswered(run: Run) -> None:
     """Count each command without a result as an error, if the command had enough time.
 
-    Without pushes, a command needs a little more than an interval.
+    Without pushes, a command needs a little more than a heartbeat interval.
     """
     load = run.load
     needed = 0 if load.journal else 1.2 * load.interval_seconds

@@ -39,7 +39,10 @@ class Target:
 
 
 def judged(run: Run) -> list[Target]:
-    """Return the targets of a run. The p95 of the dispatch is a target only if the run has commands and a fake FCM."""
+    """Return the targets of a run.
+
+    The p95 of the time from POST to push is a target only if the run has commands and a fake FCM.
+    """
     heartbeats = _heartbeats(run)
     aside = ", gap not counted" if run.disturbance and run.disturbance.kind == "restart" else ""
     targets = [
@@ -104,7 +107,7 @@ def _memory(run: Run) -> Iterator[Target]:
 
 
 def _trial(run: Run) -> Iterator[Target]:
-    """Yield the targets of a disturbance, which compare the second half of the run with the first half.
+    """Yield the targets of a run with a disturbance. They compare the second half of the run with the first half.
 
     After a restart, these targets compare a minute of the new web worker with a minute of the old web worker.
     """

@@ -53,7 +53,10 @@ def lives(process: int) -> bool:
 
 
 def pin(process: int, core: int) -> None:
-    """Let all threads of a process run only on one core. This includes threads that they start later."""
+    """Let all threads of a process run only on one core.
+
+    A thread that the process starts later also runs only on this core.
+    """
     for thread in Path(f"/proc/{process}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
 

@@ -12,9 +12,9 @@ from nexmdm.standalone import postgres_account
 
 
 def prepare(folder: Path, *programs: Path) -> None:
-    """Create a folder that belongs to the account of PostgreSQL if the present user is root.
+    """Create a folder. If the present user is root, the folder belongs to the account of PostgreSQL.
 
-    Let this account run `programs`.
+    In this case, also let this account run `programs`.
     """
     account = postgres_account.account_for(folder)
     postgres_account.give(folder, account)

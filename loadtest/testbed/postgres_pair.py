@@ -9,7 +9,7 @@ from loadtest.testbed.postgres_servers import Mode, PostgresFailed, PostgresServ
 
 
 class PostgresPair:
-    """Two PostgreSQL servers. One is the primary. The second server is its standby, or is stopped."""
+    """Two PostgreSQL servers. One server is the primary. The second server is its standby, or is stopped."""
 
     def __init__(self, primary: PostgresServer, standby: PostgresServer) -> None:
         """Use two running servers, of which `standby` follows `primary`. From now on, commits wait for the standby."""

@@ -225,7 +225,10 @@ class PostgresServer:
         self._until(lambda: primary.execute(caught_up, self.name, *end) is not None, f"follow {primary.name}")
 
     def execute(self, statement: str, *parameters: Any) -> Any:
-        """Run a statement as superuser over a new connection. Return its first row, or None if it has no row."""
+        """Run a statement as superuser over a new connection.
+
+        Return the first row of the result, or None if there is no row.
+        """
         with psycopg.connect(self.superuser_url, autocommit=True, connect_timeout=10) as connection:
             cursor = connection.execute(statement, parameters)
             return cursor.fetchone() if cursor.description is not None else None

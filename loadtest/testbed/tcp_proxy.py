@@ -20,7 +20,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 """A value of SO_LINGER. With this value, close() sends a TCP reset (RST), as socket(7) describes."""
 
 _OPEN_SECONDS: Final = 1
-"""The longest time that a reset waits for a connection to the target that is being opened."""
+"""If a connection to the target is being opened, a reset waits for it, but at most for this time."""
 
 
 class TcpProxy:
@@ -85,7 +85,7 @@ class TcpProxy:
     def forget(self) -> None:
         """Forward nothing more of the present connections, not even their end. Neither side gets an error.
 
-        New connections work. A router that has lost its table of connections has this effect.
+        New connections work. A router has this effect when it has lost its table of connections.
         """
 
         async def forget() -> None:

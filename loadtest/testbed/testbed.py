@@ -35,8 +35,8 @@ _UNSET: Final = (
 
 
 BEHIND_A_POOLER: Final[ContextVar[bool]] = ContextVar("behind_a_pooler", default=False)
-"""Whether the servers of tests use a PostgreSQL with a PgBouncer in front of it, which pools transactions. If False,
-the servers use the embedded PostgreSQL."""
+"""Whether the servers of tests use a PostgreSQL behind a PgBouncer that pools transactions. If False, the servers use
+the embedded PostgreSQL."""
 
 
 class NotSeeded(Exception):
@@ -74,7 +74,7 @@ def started(
 ) -> Iterator[ServerUnderTest]:
     """Run a server with this data folder, and a fake FCM. Both stop at the end of the block.
 
-    The files of the fake FCM are in `folder`. `answer_ms` is the delay of each of its answers. `settings` are
+    The files of the fake FCM are in `folder`. `answer_ms` is the delay of each answer of the fake FCM. `settings` are
     additional environment variables.
     """
     interval = max(SHORTEST_INTERVAL_SECONDS, interval_seconds)
@@ -96,7 +96,8 @@ def started(
 def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
     """Run a server with this data folder until the end of the block. Yield the server when it is ready.
 
-    If `settings` contain DATABASE_URL, the server also gets generated secrets, because it generates none in this case.
+    If `settings` contain DATABASE_URL, the server also gets generated secrets. In this case, the server itself
+    generates no secrets.
     """
     with _database(data_dir.parent, settings) as database:
         settings = database | settings

@@ -136,7 +136,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="action")
     def asked(self, entry: AuditEntry) -> str:
-        """Return the action, with a badge for a dry run. Return the method and the path if there is no summary."""
+        """Return the action, with a badge for a dry run. Without a summary, return the method and the path."""
         if not entry.action:
             return f"{entry.method} {entry.path}"
         action = link_to_list(AuditEntry, entry.action, action=entry.action)

@@ -15,7 +15,7 @@ POLICY: Final = (
 
 
 def content_security_policy(get_response: GetResponse) -> GetResponse:
-    """Return a middleware that adds the header Content-Security-Policy to each answer without one."""
+    """Return a middleware that adds the header Content-Security-Policy to each answer without this header."""
 
     def layer(request: HttpRequest) -> HttpResponseBase:
         response = get_response(request)

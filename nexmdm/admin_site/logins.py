@@ -43,8 +43,7 @@ def _refuse(seconds: int | None) -> None:
 def note(*, good: bool, address: str, username: str) -> None:
     """Log and count the result of an attempt.
 
-    After a failed attempt, the log does not contain the user name. People sometimes type their password as the user
-    name.
+    After a failed attempt, the log does not contain the user name, because people sometimes type their password there.
     """
     (_GOOD if good else _FAILED).inc()
     log.info("site.login", good=good, address=address, **({"username": username} if good else {}))

@@ -43,8 +43,8 @@ class NexmdmAdminSite(AdminSite):
     def admin_view(self, view: "_ViewType", cacheable: bool = False) -> "_ViewType":
         """Wrap a view so that it answers 405 to methods other than GET and HEAD.
 
-        The logout and the change of a password accept POST. The login also accepts POST, because Django does not wrap
-        it.
+        The logout and the change of a password accept POST. The login also accepts POST, because Django does not call
+        this method for the login.
         """
         if view in (self.logout, self.password_change):
             return super().admin_view(view, cacheable)

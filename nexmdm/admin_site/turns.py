@@ -1,7 +1,8 @@
-"""The place and the database connection of a request to the admin site.
+"""The turn of a request to the admin site: its place among the served requests, and its database connection.
 
-Few requests are served at the same time. A request gives up its place and its connection while a password is hashed,
-and when its answer begins. So a slow hash or a slow client does not block other requests.
+Only a few requests are served at the same time. All other requests wait for a place. A request gives up its place and
+its connection while a password is hashed, and when its answer begins. So a slow hash or a slow client does not block
+other requests.
 """
 
 import asyncio

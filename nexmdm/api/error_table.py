@@ -114,7 +114,7 @@ def _too_many_reports(request: HttpRequest, error: report_limit.TooManyReports) 
 
 
 def overloaded(error: group_commit.Overloaded) -> Problem:
-    """Return the problem details for a request that would wait too long. Its header Retry-After is in seconds."""
+    """Return the problem details for a request that would wait too long. The header Retry-After is in seconds."""
     status, code, _ = ERRORS[group_commit.Overloaded]
     return Problem(status, code, str(error), headers={"Retry-After": str(error.retry_after_seconds)})
 

@@ -28,7 +28,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     ),
     "not_found": "`{program} devices` and `{program} commands` list the ids.",
 }
-"""The advice for each code of a refusal whose own text does not contain the remedy."""
+"""The advice by the code of a refusal. It has an entry for each refusal whose text contains no remedy."""
 
 _CHOICES: Final = re.compile(r"must be one of ([\w, ]+)")
 

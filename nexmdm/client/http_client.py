@@ -87,8 +87,8 @@ class UnsendableTarget(Exception):
 class FleetClient:
     """The HTTP client for one server and one admin.
 
-    Every method that sends a request raises Refused or Unreachable if there is no answer with status 200. The method
-    raises UnsendableTarget if the path or the query cannot be sent.
+    Every method that sends a request raises Refused or Unreachable if there is no answer with status 200. These methods
+    raise UnsendableTarget if the path or the query cannot be sent.
     """
 
     def __init__(

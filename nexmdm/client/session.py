@@ -15,8 +15,7 @@ INTERRUPTED: Final = 130
 READER_GONE: Final = 141
 """The exit status if the reader of the output has ended, such as `head` in a pipe.
 
-A process that SIGPIPE ends has this status.
-"""
+A shell reports this status for a process that SIGPIPE has ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The start-up checks of the settings and of the database.
 
-These checks see the settings in force, which an operator's own settings module may change. Invalid variables of the
+An operator's settings module may change the settings. These checks see the changed settings. Invalid variables of the
 environment are refused earlier (nexmdm/config/environment.py).
 """
 

@@ -1,6 +1,6 @@
 """Functions that read variables of the environment.
 
-`name` is the name of the variable, and `default` the value if the variable is unset or empty. Each function raises
+`name` is the name of the variable. `default` is the value if the variable is unset or empty. Each function raises
 Misconfigured if the value is invalid.
 """
 
@@ -219,7 +219,7 @@ def folder(name: str) -> str:
 def secret(name: str, generated: dict[str, str] | None) -> str:
     """Return a secret, which has at least 32 characters.
 
-    If the variable is not set, return the secret from `generated`. `generated` is None if DATABASE_URL is set: then the
+    If the variable is not set, return the secret from `generated`. If DATABASE_URL is set, `generated` is None, and the
     variable must be set.
     """
     value = text(name)

@@ -1,7 +1,7 @@
 """The simulated phone as an agent under test: `python -m nexmdm.conformance.simulated_agent`.
 
 nexmdm/client/phone.py has the logic of an agent, but stores nothing and does not wait between retries. This module adds
-both.
+the storage and the waits.
 """
 
 import asyncio
@@ -148,7 +148,7 @@ class SimulatedAgent:
     async def _send_reports(self) -> None:
         """Send all reports that were not answered yet.
 
-        After a failure, the other reports are sent after the next heartbeat.
+        After a failure, the remaining reports are sent after the next heartbeat.
         """
         for report in list(self._unsent.values()):
             if self._gates.wait("/v1/action-result") > 0:

@@ -1,4 +1,4 @@
-"""Add the column `at` to the marks: the time at which the entry of the mark was written."""
+"""Add the column `at` to the audit marks: the time at which the entry of the mark was written."""
 
 from django.db import migrations, models
 

@@ -1,4 +1,4 @@
-"""Move the mark `newest` after the insertion of each entry. Refuse to delete an entry younger than a day.
+"""Move the audit mark `newest` after the insertion of an entry. Refuse to delete an entry younger than a day.
 
 Before this migration, the mark moved before the insertion. Now a trigger can compare the mark with a stored entry, and
 0007 adds this trigger. 0007 is a separate migration to avoid a deadlock: a writer locks the entries first, and the

@@ -1,4 +1,4 @@
-"""Allow a mark to move only to an existing entry.
+"""Allow an audit mark to move only to an existing entry.
 
 If retention moves the mark `pruned`, retention must delete all entries up to the mark in the same transaction.
 """

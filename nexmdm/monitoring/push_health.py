@@ -31,10 +31,9 @@ By then, every transaction that began in the hour has ended.
 """
 
 BANDS_PER_DOUBLING: Final = 8
-"""The number of latency bands from a latency to its double.
+"""The number of latency bands from a latency to its double. All latencies within a band count as equal.
 
-The error of a latency is at most 4.5 %, which is half of a band.
-"""
+The error of a latency is at most 4.5 %, which is half of a band."""
 
 
 class PushHealthField(StrEnum):

@@ -27,7 +27,8 @@ from nexmdm.client.http_client import FleetClient, Refused
 HOUR: Final = 3600
 MOST_OFF_SECONDS: Final = 60
 PATIENCE_SECONDS: Final = 90
-"""The longest delay of a push on a busy machine. The error of the wrong clock is much larger."""
+"""The longest delay of a push on a busy machine. An error because of the wrong clock would be much larger: about an
+hour."""
 
 RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
 """The shortest and the longest allowed pause before a failed push is sent again."""
@@ -205,7 +206,7 @@ def _ready(admin: FleetClient) -> dict[str, Any]:
 
 
 def _times(admin: FleetClient) -> Iterator[tuple[datetime, float]]:
-    """Send one request of each kind. Yield each time that the server answers, with the correct Unix time."""
+    """Send one request of each kind. Yield each time in the answers, together with the correct Unix time."""
     now = time.time()
     made = admin.post("/admin/enrollment-tokens", {})
     phone = _post(admin.url, "/v1/register", made["enrollment_token"], {"hardware_id": "phone-1"})

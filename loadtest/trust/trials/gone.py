@@ -19,8 +19,8 @@ from nexmdm.client.http_client import FleetClient
 PHONES: Final = 3
 TARGET: Final = "/admin/command"
 READ_OF_THE_ANSWER: Final = (0, 0, 1, 20, 200)
-"""The numbers of bytes of the answer that a client reads before it disconnects. They are used in turn, after a complete
-request."""
+"""How many bytes of the answer a client reads after a complete request, before it disconnects. The numbers are used in
+turn."""
 
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4", "ADMIN_RATE_LIMIT": "100000/m", "ADMIN_READ_RATE_LIMIT": "100000/m"}
 

@@ -138,7 +138,7 @@ def _memory(serving: Serving) -> Finding:
 
 
 async def _squatters(url: str, members: list[Member]) -> Finding:
-    """Measure heartbeats, in turn without and with clients that only keep connections open."""
+    """Measure heartbeats in turns: without and with clients that only keep connections open."""
     pulse = BackgroundLoad(url, members, per_second=PER_SECOND)
     await pulse.beat(2)
     without, beside = [], []

@@ -18,7 +18,7 @@ PASSWORD: Final = "a password that must not be read"  # noqa: S105
 WRONG_PASSWORD: Final = "one that opens nothing, and must not be read"  # noqa: S105
 
 OTHER_ADDRESS: Final = "127.0.0.2"
-"""A second address of this machine. The server counts failed authentications from it separately."""
+"""A second address of this machine. The server counts failed authentications for each address."""
 SITE: Final = "/django-admin/"
 
 
@@ -29,7 +29,7 @@ class Evidence:
     - `secrets`: the secrets, by kind.
     - `places`: the content of each place, by the name of the place.
     - `errors`: the answers with a status of 400 or above.
-    - `pushed`: the words of the fake FCM for which a push was answered.
+    - `pushed`: the words of the fake FCM (replies.py) that chose the answer of at least one push.
     - `pages`: the number of pages of the admin site that were read.
     - `exports`: the addresses of the exports that were read.
     """

@@ -17,7 +17,7 @@ from loadtest.testbed.serving import MANAGE, Serving
 from loadtest.trust.trials.secret_evidence import PASSWORD, SITE, USER, WRONG_PASSWORD, Calls, Evidence
 
 MOST_ALIKE: Final = 2
-"""Of all links whose queries differ only in their values, at most this number is followed."""
+"""The search follows at most this number of links whose queries differ only in their values."""
 
 MOST_NAMES: Final = 2
 """The largest number of names in the query of a followed link. Without this limit, the combinations of filters would

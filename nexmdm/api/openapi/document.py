@@ -132,7 +132,7 @@ class DescribedAPI(NinjaAPI):
     def get_openapi_schema(self, *, path_prefix: str | None = None, path_params: Json | None = None) -> OpenAPISchema:
         """Return the OpenAPI document.
 
-        The first call creates the document, which takes 35 ms. Every client may request it.
+        The first call creates the document, which takes 35 ms. Later calls return this document again.
         """
         if self._document is None:
             document = super().get_openapi_schema(path_prefix=path_prefix, path_params=path_params)

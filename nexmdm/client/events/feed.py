@@ -30,9 +30,9 @@ class EventFeed:
     def read(self, limit: int, *, wait_seconds: float = 0) -> list[Json]:
         """Return the next page, with at most `limit` events. Wait up to `wait_seconds` for an event.
 
-        Each event gets a field `cursor`. A reader that continues from there misses no event, but may read events of the
-        same page again. The cursor of the last event of a page is the place directly after this event. Raises Refused
-        or Unreachable.
+        Each event gets a field `cursor`. A reader that continues from this cursor misses no event, but may read events
+        of the same page again. The cursor of the last event of a page is the place directly after this event. Raises
+        Refused or Unreachable.
         """
         start = self.after
         # NOW and OLDEST are not cursors, so they cannot be the cursor of an event. The first page has only one event.

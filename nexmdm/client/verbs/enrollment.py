@@ -22,7 +22,7 @@ from nexmdm.client.verbs.answers import given, show, show_list
 _PATH: Final = "/admin/enrollment-tokens"
 _PICTURES: Final = ("png", "svg")
 _PIXELS: Final = 8
-"""The width of one module of a QR code in a picture file, in pixels."""
+"""The width of one module (a small square) of a QR code in a picture file, in pixels."""
 
 _MARGIN: Final = 2
 """The margin of a QR code on a terminal, in modules.

@@ -42,10 +42,9 @@ log = structlog.get_logger()
 SWEEP_BATCH = 5000
 RETENTION_BATCH = 2000
 AUDIT_WITNESS_EVERY_SECONDS = 3600
-"""The time between two witnesses of the audit in the log, in seconds.
+"""The time between two witnesses in the log, in seconds. A witness is the id and the hash of the newest audit entry.
 
-If an entry is changed before the next witness is logged, the log does not reveal the change.
-"""
+If an entry is changed before the next witness is logged, the log does not reveal the change."""
 SHARED_BATCH = 1000
 HOURS_BATCH = 24
 COLLECT_AFTER = 100_000

@@ -22,7 +22,8 @@ from nexmdm.client.http_client import FleetClient
 HEARTBEATS_PER_SECOND: Final = 100
 COMMANDS_PER_SECOND: Final = 2
 PUSHED: Final = 24
-"""The number of good phones in each command. Together with the bad phone, one push in 25 gets an odd answer."""
+"""The number of good phones in each command. Each command also goes to the bad phone, so one push in 25 gets an odd
+answer."""
 
 ANSWERS: Final = {"blank401": "401 with an empty body", "html404": "404 with a page of HTML"}
 """The words of the fake FCM, and their meaning."""

@@ -1,8 +1,9 @@
 """The process of an attack: `python -m loadtest.trust.trials.one_against_all.attacks`.
 
-Lines on standard input control the attack. The first line is the order, as JSON. Each further line begins or ends the
-attack, in turn. When the attack has begun, the process prints an empty line. When the attack has ended, the process
-prints its counts as a line of JSON. The attack is a separate process, because it must not delay the honest clients.
+Lines on standard input control the attack. The first line is the order, as JSON. The second line begins the attack, the
+third line ends the attack, and so on. When the attack has begun, the process prints an empty line. When the attack has
+ended, the process prints its counts as a line of JSON. The attack is a separate process, because it must not delay the
+honest clients.
 """
 
 import asyncio

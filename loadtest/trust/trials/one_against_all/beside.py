@@ -1,6 +1,7 @@
-"""The measurement of an attack: honest traffic, in turn without and with the attack.
+"""The measurement of an attack by turns of honest traffic.
 
-A turn is a few seconds of honest traffic. The difference between the turns is the cost of the attack.
+A turn is a few seconds of honest traffic. The attack runs in every second turn. The difference between the turns is the
+cost of the attack.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ TOO_SLOW: Final = "time-out"
 """An error that every attacker may get, because NexMDM does not promise quick answers to attackers."""
 
 LEAST_HONEST: Final = 1000
-"""The least number of honest requests. With fewer requests, the promise is not kept."""
+"""The least number of honest requests. With fewer requests, the promise counts as not kept."""
 
 PHONES: Final = 300
 SETTINGS: Final = {
@@ -252,7 +253,7 @@ async def _recovered(traffic: Honest, first: Latencies) -> None:
 
 
 def judged(case: Case, measured: Measured, tally: Tally) -> Finding:
-    """Return the finding: whether the attack was strong enough, and the honest traffic did not suffer."""
+    """Return the finding: whether the attack was strong enough, and whether the honest traffic stayed fast."""
     kinds = [_judged(kind, measured) for kind in measured.without[0]]
     left, is_right = case.check(tally) if case.check else ("", True)
     figures = [*(figure for figure, _ in kinds), *_figures(measured), _told(tally), *filter(None, [left])]

@@ -1,7 +1,7 @@
 """One client without a credential does not harm others, whatever it sends.
 
 The attacks are logins, invented sessions, dead enrollment tokens, pipelined requests, guesses, idle connections and
-requests for the readiness.
+requests for /readyz.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Honest traffic: the heartbeats of a fleet, and the requests of admins and new phones, and pushes."""
+"""Honest traffic: heartbeats of a fleet, requests of admins, registrations of new phones, and pushes."""
 
 import asyncio
 import time

@@ -20,8 +20,8 @@ from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_SECOND: Final = 150
 CONNECTIONS: Final = 8
-"""The number of connections of the bad phone. With the pause of order.py, they allow up to 200 requests a second. A
-real bad phone once had this rate."""
+"""The number of connections of the bad phone. After each answer, a connection pauses for ROUND_TRIP_SECONDS. So the
+phone sends at most 200 requests a second. A real bad phone once had this rate."""
 
 LEAST_PER_SECOND: Final = 4
 """The least number of requests a second that the phone must send. It is low, because the server may answer slowly."""
