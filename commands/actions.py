@@ -1,7 +1,8 @@
 """The catalogue of actions: one class for each action. Pydantic checks the parameters.
 
-To add an action, write a subclass of Action. Its `name` is the name of the action, and its fields are the parameters.
-The API and the OpenAPI document are made from these classes. CONTRIBUTING.md lists the other files to change.
+To add an action, write a subclass of Action. The `name` of the subclass is the name of the action. The fields of the
+subclass are the parameters. The API and the OpenAPI document are made from these classes. CONTRIBUTING.md lists the
+files that you must change too.
 """
 
 from typing import Annotated, Any, ClassVar, Final
@@ -13,7 +14,7 @@ from nexmdm.common.types import Body, FreeObject, Text
 
 HOUR: Final = 3600
 FOUR_WEEKS: Final = 28 * 24 * HOUR
-"""Four weeks in seconds: the longest time for which FCM keeps a message (its `ttl`)."""
+"""Four weeks in seconds. FCM keeps a message for at most this time."""
 
 
 class Action(Body):
@@ -33,7 +34,7 @@ class Action(Body):
     """
 
     retires: ClassVar[bool] = False
-    """Whether a report of this action as `succeeded` retires the device."""
+    """Whether the device is retired when its phone reports this action as `succeeded`."""
 
     direct_boot: ClassVar[bool] = False
     """Whether a restarted phone runs this action before its user unlocks the phone (Android: "Direct Boot")."""

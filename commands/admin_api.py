@@ -143,7 +143,7 @@ def _shared_result(outcome: Issued | issuing.Refusal) -> WriteResult[Any] | Exce
 
 
 small_commands: Final = SharedWrites(_issue_together)
-"""The commands to few devices. Commands that wait at the same moment share a transaction."""
+"""The commands that a request issues to few devices. Commands that wait at the same moment share a transaction."""
 
 
 def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:
@@ -230,10 +230,10 @@ async def read_command(request: HttpRequest, request_id: UUID, query: Query[Wait
     withdrew some deliveries, or other causes withdrew all deliveries. `completed`: a phone sent its final report in
     time. `expired`: no phone sent its final report in time.
 
-    While the command is open, `outcome` is null. After that, `outcome` is one of five words. `succeeded`: the command
-    succeeded on every device. `partial`: the command succeeded on some devices, but not on all. `failed`: the command
-    succeeded on no device, and failed on at least one device. `expired`: no phone sent its final report in time, and at
-    least one delivery expired. `cancelled`: all deliveries were withdrawn.
+    While the command is open, `outcome` is null. When the command has ended, `outcome` is one of five words.
+    `succeeded`: the command succeeded on every device. `partial`: the command succeeded on some devices, but not on
+    all. `failed`: the command succeeded on no device, and failed on at least one device. `expired`: no phone sent its
+    final report in time, and at least one delivery expired. `cancelled`: all deliveries were withdrawn.
 
     `counts` counts the deliveries by their state. `push` counts the deliveries by the state of their push.
     """

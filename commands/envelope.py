@@ -1,4 +1,6 @@
-"""The envelope: a command as a phone gets it, with its signature. Push and heartbeat carry the same envelope."""
+"""The envelope: a command as a phone gets it, with its signature. A push and the answer to a heartbeat contain the same
+envelope.
+"""
 
 import hmac
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
-"""Finishing: store the end of a command, once, when all of its deliveries are settled.
+"""Finishing stores the end of a command once, when all deliveries of the command are settled.
 
-Settled deliveries do not change, and therefore the stored end does not change. With the stored end, lists find commands
-by state and outcome fast. The stored end stays correct while retention deletes the deliveries. Until the end is stored,
-standing.py derives the state at each read.
+Settled deliveries do not change, and therefore the stored end does not change. With the stored end, a list quickly
+finds commands by state and outcome. The stored end stays correct while retention deletes the deliveries. Until the end
+is stored, standing.py derives the state at each read.
 """
 
 from datetime import timedelta
@@ -88,9 +88,9 @@ def finish_recent(limit: int) -> int:
 def expire(limit: int) -> int:
     """Mark up to `limit` overdue deliveries as expired. Return the number of deliveries.
 
-    While no dispatcher runs, nothing marks overdue deliveries. If a delivery is marked late, its `settled_at` is the
-    end of its time, and this time may be before LATELY. finish_recent() does not find the command of this delivery.
-    Therefore this function also stores the end of such commands, in a second transaction.
+    While no dispatcher runs, nothing marks overdue deliveries. If a delivery is marked late, its `settled_at` may be
+    longer ago than LATELY. finish_recent() then does not find the command of this delivery. Therefore this function
+    also stores the end of these commands, in a second transaction.
     """
     command_ids = queue.expire(limit)
     if command_ids:

@@ -156,8 +156,9 @@ def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
 def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]:
     """Issue commands whose targets name few devices by id. No command may have `supersede`.
 
-    Return for each command its Issued or its error, in the order of `requests`. An error concerns only its own command.
-    The error is DevicesBusy if the command would have to wait for another transaction.
+    Return for each command its Issued or its error, in the order of `requests`. If one command has an error, the
+    remaining commands are still issued. The error is DevicesBusy if the command would have to wait for another
+    transaction.
     """
     now, unknown = audience.lock_free_named([request.target for request in requests])
     contents = [_content(request, now) for request in requests]
@@ -176,7 +177,8 @@ def issue_together(requests: Sequence[CommandRequest]) -> list[Issued | Refusal]
 def _content(request: CommandRequest, now: datetime) -> envelope.Content:
     """Return the content of a command that is issued at `now`.
 
-    Both times are whole seconds. `issued_at` is rounded down. `expires_at` is rounded up, so that no time ends early.
+    Both times are whole seconds. `issued_at` is rounded down. `expires_at` is rounded up, so that no command expires
+    early.
     """
     issued_at = now.replace(microsecond=0)
     expires_at = issued_at + timedelta(seconds=request.expires_in_seconds + (now.microsecond > 0))
@@ -208,9 +210,9 @@ def _write(
     *,
     supersede: bool,
 ) -> dict[int, tuple[int, int]]:
-    """Write commands and their deliveries. `members` is the SQL of the audience.
-
-    Return by position the number of deliveries and the number of pushes.
+    """Write commands and their deliveries. `members` is the SQL that selects the audience. Return the number of
+    deliveries and the number of pushes of each command. The key of the result is the position of the command in
+    `commands`.
     """
     asked = [
         {

@@ -30,7 +30,7 @@ class DeliveryState(models.TextChoices):
 
 OPEN = (DeliveryState.PENDING, DeliveryState.RECEIVED)
 OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
-"""The condition for overdue deliveries: past `open_until`, and not marked as expired. Readers treat them as expired."""
+"""The condition for overdue deliveries: past `open_until`, and not marked as expired. Overdue counts as expired."""
 
 
 class CommandState(models.TextChoices):
@@ -60,7 +60,7 @@ class CommandOutcome(models.TextChoices):
 
 
 class PushState(models.TextChoices):
-    """The stored states of a delivery's push. `accepted`: FCM accepted the push, but the phone may not have got it."""
+    """The stored states of a delivery's push. `accepted`: FCM accepted the push. The phone may not have the push."""
 
     WAITING = "waiting"
     ACCEPTED = "accepted"
@@ -90,10 +90,11 @@ class Withdrawal(models.TextChoices):
 
 
 class DeviceWas(models.TextChoices):
-    """A fact about the device at the end of a delivery, which no other column of the delivery shows.
+    """A fact about the device at the end of a delivery. No other column of the delivery shows this fact.
 
     `never_seen`: the device had sent no heartbeat when the delivery was marked as expired. `retired`: the retirement of
-    the device withdrew the delivery. `withdrawn_by` is then `revocation`, a word that the previous version knows.
+    the device withdrew the delivery. In this case, `withdrawn_by` is `revocation`: the previous version knows this
+    word.
     """
 
     NEVER_SEEN = "never_seen"
@@ -204,9 +205,9 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
 class Delivery(models.Model):
     """One command for one device.
 
-    `open_until` is the command's `expires_at`. A report `received` or `running` moves `open_until` one hour later.
-    `next_attempt_at` is when the next push is due, or NULL. A claim sets `next_attempt_at` to the end of the lease.
-    `attempt_count` is the number of the last attempt. `reports_not_kept` counts reports that are not stored.
+    `open_until` is the command's `expires_at`. After a report `received` or `running`, `open_until` is one hour after
+    `expires_at`. `next_attempt_at` is when the next push is due, or NULL. A claim sets `next_attempt_at` to the end of
+    the lease. `attempt_count` is the number of the last attempt. `reports_not_kept` counts reports that are not stored.
     `device_seen_at` is the device's last heartbeat before the delivery was marked as expired or withdrawn. If the
     previous version ended the delivery, `device_was` is NULL, and `device_seen_at` may be NULL. `push_arrival` is the
     FCM message as the phone got it (schemas.PushArrival).
@@ -313,8 +314,8 @@ class Attempt(models.Model):
 class Report(models.Model):
     """One report of a phone about a delivery. Equal reports in a row that are not final have one row (`repeat_count`).
 
-    The first final report of a delivery is its result. If the first final report came after expiry or cancellation, it
-    is the late result (`late`). Every report after a final report is a `duplicate`.
+    The first final report of a delivery is its result. If the first final report came after expiry or cancellation,
+    this report is the late result (`late`). Every report after a final report is a `duplicate`.
     """
 
     id = models.BigAutoField(primary_key=True)

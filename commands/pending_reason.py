@@ -36,7 +36,7 @@ _FAILED: Final = Q(
 ) | Q(outcome=AttemptOutcome.BLOCKED, http_status__isnull=False)
 """The condition for attempts whose push was sent and failed.
 
-A push in flight has not failed. A push that was given back unsent has not failed.
+A push in flight has not failed. A push that was not sent has not failed.
 """
 
 
@@ -147,8 +147,8 @@ def _what_had_come_of_it(row: Any) -> list[str]:
 def _last_sign(row: Any) -> str:
     """Return a text about the device's last heartbeat before the expiry.
 
-    The time of this heartbeat is stored when the delivery is marked as expired. Before that, the time is read from the
-    presence, which contains only the newest heartbeat. If the newest heartbeat came after the expiry, earlier
+    The time of this heartbeat is stored when the delivery is marked as expired. Until then, the time is read from the
+    presence. The presence contains only the newest heartbeat. If the newest heartbeat came after the expiry, earlier
     heartbeats are not known.
     """
     seen = row.device_seen_at or row.device.presence.last_seen_at

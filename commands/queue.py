@@ -71,13 +71,13 @@ OFFER: Final = """
 
 
 def offer_params(device_ids: Iterable[UUID]) -> dict[str, Any]:
-    """Return the parameters of OFFER for these devices."""
+    """Return the parameters of the query OFFER for these devices."""
     # Use each id once: OFFER would return each command of a repeated device twice.
     return {"device_ids": f"{{{','.join(map(str, dict.fromkeys(device_ids)))}}}", "limit": OFFER_LIMIT + 1}
 
 
 def offers(rows: Iterable[Any]) -> dict[UUID, Offer]:
-    """Return the offer of each device, from the rows of OFFER. A device without open commands is left out."""
+    """Return the offer of each device, from the rows of the query OFFER. A device without open commands is left out."""
     found: dict[UUID, Offer] = {}
     for device_id, generation, key_id, state, *content in rows:
         offer = found.setdefault(device_id, Offer([], has_more=False))
@@ -234,7 +234,7 @@ EXPIRED: Final = {
         Presence.objects.filter(device=OuterRef("device_id"), last_seen_at=None).values(was=Value(DeviceWas.NEVER_SEEN))
     ),
 }
-"""The column values that mark a delivery as expired, for update(). `settled_at` is the end of the delivery's time."""
+"""The column values that mark a delivery as expired, for update(). `settled_at` is the delivery's `open_until`."""
 
 
 _EXPIRED_EVENTS: Final = events.append_for_devices(

@@ -35,9 +35,9 @@ log = structlog.get_logger()
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
 LONGEST_WAIT_SECONDS: Final = 1.0
-"""The longest wait of a report while more than one batch waits, in seconds.
+"""If the first waiting report has waited longer than this time, a further report is refused, in seconds.
 
-The time until a busy event loop reads the report does not count.
+This rule applies only while more than one batch waits. The time until a busy event loop reads a report does not count.
 """
 
 RESULTS = Counter("nexmdm_action_results", "Reports of phones, by status.", ["status"])

@@ -2,12 +2,12 @@
 
 Each process counts the reports of a device in memory. When this count exceeds a twentieth of the limit, the process
 adds its count to a shared count in the database. Each further report of the device is added too. Therefore an ordinary
-device causes no SQL. One process allows exactly the limit. Each further process allows at most a tenth of the limit
-more.
+device causes no SQL. If only one process runs, a device can send exactly as many reports as the limit. Each further
+process raises this number by at most a tenth of the limit.
 
-A report counts for a device only if its token is valid. Without this rule, any client could use up the reports of a
-device. A batch checks the tokens of its reports while it records the reports. Until then, each report has a reserved
-place.
+A report counts for a device only if the token of the report is valid. Without this rule, any client could use up the
+reports of a device. A batch checks the tokens of its reports while it records the reports. Until then, each report has
+a reserved place.
 """
 
 import math
@@ -83,7 +83,8 @@ class ReportLimit:
     def reserve(self, token: tokens.Token) -> bool:
         """Reserve a place for a report whose token is not checked yet. Return whether a place was free.
 
-        If the result is True, call settle() at the end. If the result is False, check the token, and then call admit().
+        If the result is True, call settle() when the token has been checked. If the result is False, check the token,
+        and then call admit().
         """
         limit, _ = rates.parse(settings.DEVICE_RATE_LIMIT)
         with self._lock:

@@ -1,9 +1,9 @@
 """Retention: delete commands that ended long ago, in small batches. Other work does not wait for a batch.
 
-There are two kinds of steps, and each step is a short transaction. prune() deletes deliveries that have few rows,
-together with these rows. trim() deletes reports and attempts of deliveries that have many rows. Therefore no statement
-takes long, and a delivery with a million reports does not delay other deliveries. While a delivery is trimmed, its
-remaining rows can still be read.
+Each call of prune() or trim() is a short transaction. prune() deletes deliveries that have few rows, together with
+these rows. trim() deletes reports and attempts of deliveries that have many rows. Therefore no statement takes long,
+and a delivery with a million reports does not delay other deliveries. While a delivery is trimmed, its remaining rows
+can still be read.
 """
 
 from datetime import timedelta

@@ -240,8 +240,9 @@ class DeliveryRow(ResponseSchema):
 class TimelineEvent(ResponseSchema):
     """One event of a delivery: its issue, an attempt, a report, or its settlement.
 
-    Equal reports in a row that are not final are one event: `count` is their number, and `last_at` is the last time.
-    `left_out`: `count` further events are not stored or not shown. If the number is not known, `count` is null.
+    If a phone repeats a report that is not final, the equal reports are one event: `count` reports, the last at
+    `last_at`. An event `left_out` stands for `count` events that are not stored or not shown, or for an unknown number
+    (`null`).
     """
 
     at: Time

@@ -13,7 +13,7 @@ from nexmdm.common.read_only_admin.columns import NOTHING, WARN, badge, moment
 def describe(push_arrival: Mapping[str, Any] | None) -> SafeString:
     """Return how a push arrived: its priority, whether FCM downgraded the push, and when it was sent and received.
 
-    If the phone reported no arrival, return NOTHING.
+    If the phone reported no arrival, return `-`.
     """
     if not push_arrival:
         return SafeString(NOTHING)

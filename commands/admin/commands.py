@@ -29,7 +29,8 @@ from nexmdm.models import AuditEntry
 LONGEST_TARGET: Final = 20_000
 """The longest target in the CSV, in characters of its JSON text: about five hundred device ids.
 
-Longer targets are left out, because the CSV is built in chunks of many rows.
+Longer targets are left out of the CSV, because the CSV is built in chunks of many rows. A few long targets would make a
+chunk too large.
 """
 
 _SHORT_TARGET: Final = {
@@ -104,7 +105,7 @@ class CommandAdmin(ReadOnlyAdmin):
     def complete(self, rows: Sequence[Any]) -> None:
         """Set `current` (the counts) and `only_device` of the commands on a page.
 
-        At most MOST deliveries are counted, beginning with the commands to the fewest devices. If a command is not
+        Commands to few devices are counted first. In total, at most MOST deliveries are counted. If a command is not
         counted, its `current` is None.
         """
         narrowest_first = sorted(rows, key=attrgetter("device_count"))
@@ -127,7 +128,7 @@ class CommandAdmin(ReadOnlyAdmin):
         return super().get_queryset(request).defer(*BULKY)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a request id or a device id. A device id finds the commands to the device."""
+        """Return the condition for the command with this request id, and for all commands to the device with this id."""
         if Command.objects.filter(pk=key).exists():
             return Q(pk=key)
         return Q(pk__in=Delivery.objects.filter(device=key).order_by().values("command"))
@@ -154,12 +155,12 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="state")
     def standing(self, command: Any) -> str:
-        """Return the state of a command, or NOTHING if its deliveries were not counted."""
+        """Return the state of a command, or `-` if the deliveries of the command were not counted."""
         return badge(command.current.state) if command.current else NOTHING
 
     @admin.display(description="outcome")
     def came_to(self, command: Any) -> str:
-        """Return the outcome of a command and the number of late results. For an open command, return NOTHING."""
+        """Return the outcome of a command and the number of late results. For an open command, return `-`."""
         if not command.current or not command.current.outcome:
             return NOTHING
         late = command.current.counts.late
@@ -168,7 +169,9 @@ class CommandAdmin(ReadOnlyAdmin):
 
     @admin.display(description="by state")
     def counts(self, command: Any) -> SafeString:
-        """Return the number of deliveries in each present state, as links, and the number of late results."""
+        """Return the number of deliveries in each state, and the number of late results. Each number of deliveries is a
+        link.
+        """
         if not command.current:
             return link(command, "on its own page")
         counted = command.current.counts.model_dump()

@@ -147,7 +147,7 @@ def _derived(row: DeliveryRow | None) -> tuple[Any, ...]:
 
 
 class DeliveryAdmin(_OfCommandAndDevice):
-    """The admin pages of deliveries: one command for one device, with its result and its timeline."""
+    """The admin pages of deliveries. The page of one delivery shows the result and the timeline."""
 
     change_form_template = "commands/delivery.html"
     empty = "A command has one delivery for each of its devices. To send a command, run manage.py fleet ping all."
@@ -254,7 +254,7 @@ class DeliveryAdmin(_OfCommandAndDevice):
 
     @admin.display(description="complete lists")
     def everything(self, delivery: Delivery) -> SafeString:
-        """Return links to all attempts and to all reports of the delivery. The timeline may not show all of them."""
+        """Return links to all attempts and all reports of the delivery. The timeline shows only the newest rows."""
         attempts = link_to_list(Attempt, "attempts", delivery__id__exact=delivery.pk)
         reports = link_to_list(Report, "reports", delivery__id__exact=delivery.pk)
         return format_html("{}, {}", attempts, reports)
@@ -268,7 +268,7 @@ OF_DELIVERY: Final = {
 
 
 class _OfDelivery(_OfCommandAndDevice):
-    """The base class of the pages of attempts and reports, which show the command and the device of the delivery."""
+    """The base class of the pages of attempts and reports. The pages show the command and device of the delivery."""
 
     to_delivery = "delivery__"
     search_fields = ("delivery__command__id", "delivery__device__id", "delivery__device__alias")
@@ -289,7 +289,7 @@ class _OfDelivery(_OfCommandAndDevice):
 
 
 class AttemptAdmin(_Sent, _OfDelivery):
-    """The admin pages of attempts: one try to send a push, with FCM's answer."""
+    """The admin pages of attempts, with FCM's answers."""
 
     empty = "Each push is an attempt. Until Firebase is configured, commands reach phones by heartbeats only."
 
@@ -320,7 +320,7 @@ class AttemptAdmin(_Sent, _OfDelivery):
 
 
 class ReportAdmin(_ReportColumns, _OfDelivery):
-    """The admin pages of reports: one report of a phone about a delivery."""
+    """The admin pages of the reports of phones."""
 
     empty = "A phone reports on each command that it gets."
 

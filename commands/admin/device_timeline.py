@@ -1,8 +1,9 @@
 """The timeline of a device: commands, pushes, reports, refusals and signed requests about the device, by time.
 
-The timeline reads the newest rows of each source. If a source has more rows, the timeline ends with the oldest row that
-was read from this source. Therefore the timeline has no gap. The timeline contains the newest DELIVERIES commands.
-Later events of older commands are only on the pages of these commands.
+The events come from several sources, such as attempts and reports. Only the newest rows of each source are read. If a
+source has more rows, the timeline ends with the oldest row that was read from this source. Therefore the timeline has
+no gap. Only the newest commands are in the timeline, at most DELIVERIES. If an older command has a new event, only the
+page of this command shows the event.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,9 @@ from nexmdm.models import AuditEntry
 
 DELIVERIES: Final = 20
 EVENTS: Final = 100
-"""The largest number of events in a timeline. The timeline reads at most this number of attempts, and of reports."""
+"""The largest number of events in a timeline. At most this number of attempts, and at most this number of reports, are
+read.
+"""
 
 SIGNED: Final = 30
 """The largest number of signed requests in a timeline."""

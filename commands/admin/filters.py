@@ -1,4 +1,7 @@
-"""The filters of the lists of commands, deliveries, attempts and reports. The choices are constants."""
+"""The filters of the lists of commands, deliveries, attempts and reports.
+
+The choices of a filter do not depend on the rows of the list.
+"""
 
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
@@ -26,12 +29,12 @@ from nexmdm.common.read_only_admin.filters import AgeFilter, ChoiceFilter, DateR
 HTTP_STATUSES: Final = (200, 400, 401, 403, 404, 429, 500, 502, 503, 504)
 
 LATEST: Final = 10_000
-"""The number of newest commands that decide whether an action is common."""
+"""To decide whether an action is common, this number of commands is read, beginning with the newest command."""
 
 COMMON: Final = 1000
-"""The first condition for a common action: more than one in this number of the latest deliveries has the action.
+"""An action is common if more than one delivery in this number of deliveries has the action.
 
-The second condition: the latest deliveries with the action fill a page.
+The deliveries with the action must also fill a page. Only the deliveries of the newest commands are read (LATEST).
 """
 
 
@@ -70,7 +73,7 @@ class AttemptActionFilter(DeliveryActionFilter):
 
 
 def _is_common(action: str) -> bool:
-    """Return whether a scan from the newest row on soon fills a page with rows of this action."""
+    """Return whether the action is common. A page of rows with a common action is among the newest rows."""
     latest = Command.objects.order_by("-pk")[:LATEST]
     counted = latest.aggregate(
         all=Sum("device_count", default=0), mine=Sum("device_count", default=0, filter=Q(action=action))
@@ -121,7 +124,7 @@ class PushFilter(ChoiceFilter):
     parameter_name = "push"
 
     def conditions(self) -> dict[str, Q]:
-        """Return the condition for each state of a push that a list shows."""
+        """Return the condition for each state of a push in the lists."""
         return push_now.conditions()
 
 
@@ -165,7 +168,7 @@ class DeliveryHttpStatusFilter(HttpStatusFilter):
     """The filter by the HTTP status of any attempt of the delivery."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return, by HTTP status, the condition that an attempt of the delivery has this status."""
+        """Return for each HTTP status the condition for deliveries with an attempt that has this status."""
         return {name: _any_attempt(condition) for name, condition in super().conditions().items()}
 
 
@@ -173,7 +176,7 @@ class DeliveryFcmErrorFilter(FcmErrorFilter):
     """The filter by the FCM code of any attempt of the delivery."""
 
     def conditions(self) -> dict[str, Q]:
-        """Return, by FCM code, the condition that an attempt of the delivery has this code."""
+        """Return for each FCM code the condition for deliveries with an attempt that has this code."""
         return {name: _any_attempt(condition) for name, condition in super().conditions().items()}
 
 

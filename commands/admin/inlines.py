@@ -20,11 +20,11 @@ _FAILED_FIRST: Final = Case(
 
 
 class _NewestDeliveries(NewestRows):
-    """The newest deliveries of a command, with `current` set. Failed deliveries come first, then expired deliveries."""
+    """The newest deliveries of a command. Failed deliveries come first, then expired deliveries."""
 
     order = (_FAILED_FIRST, "-pk")
     state: ClassVar[str]
-    """The choice of the state filter with which a list shows all these deliveries."""
+    """The choice of the state filter that selects all these deliveries in the list of deliveries."""
 
     def get_queryset(self) -> QuerySet[Any]:
         was_read = hasattr(self, "_newest")
@@ -40,7 +40,7 @@ class _NewestDeliveries(NewestRows):
 
     @property
     def whole_list(self) -> SafeString:
-        """Return a link to the list of all these deliveries."""
+        """Return a link to the list of deliveries, with the choice `state`."""
         text = f"All deliveries: {self.state}"
         return link_to_list(Delivery, text, command__id__exact=self.instance.pk, state=self.state)
 

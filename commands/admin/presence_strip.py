@@ -26,7 +26,7 @@ _NARROWEST: Final = 0.5
 class Part:
     """A time with one state, and its place in the strip. If the state has not ended, `ends` is None.
 
-    `x` and `width` are numbers in units of the view box.
+    `x` and `width` are numbers in units of the SVG's view box.
     """
 
     state: str
@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Midnight:
-    """The beginning of a day in UTC, and its place in the strip. `x` is a number in units of the view box."""
+    """The beginning of a day in UTC, and its place in the strip. `x` is a number in units of the SVG's view box."""
 
     label: str
     x: str

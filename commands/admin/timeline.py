@@ -17,7 +17,7 @@ class Step:
 
 
 def steps(events: list[TimelineEvent]) -> Iterator[Step]:
-    """Return the steps of a timeline. The first event must be the issue, and its `after` is empty."""
+    """Return the steps of a timeline. The first event must be the issue. The `after` of the first step is empty."""
     issued_at = events[0].at
     for event in events:
         at = f"{event.at:%Y-%m-%d %H:%M:%S}.{event.at.microsecond // 1000:03}Z"

@@ -1,4 +1,4 @@
-"""Count the reports that are not stored: further reports of a delivery, and equal reports in a row.
+"""Add columns that count the reports without a stored row.
 
 The columns have no CHECK. For a CHECK, PostgreSQL would read the whole table under an exclusive lock.
 """

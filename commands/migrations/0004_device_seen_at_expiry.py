@@ -1,4 +1,7 @@
-"""Store a device's last heartbeat before its command expired. The presence contains only the newest heartbeat."""
+"""Add a column for the last heartbeat of a device before its command expired.
+
+Without the column, this time is lost, because the presence contains only the newest heartbeat.
+"""
 
 from django.db import migrations, models
 

@@ -1,9 +1,10 @@
-"""Replace two indexes of attempts by indexes that contain only attempts with an error.
+"""Replace two indexes of attempts. The new indexes contain only attempts with an error.
 
-With the old indexes, each push wrote four index entries.
+The attempt of an accepted push is in none of the new indexes. Therefore the new indexes make each accepted push
+cheaper.
 
-The old indexes are dropped when the new indexes exist. The previous version of NexMDM works without the old indexes,
-but more slowly.
+The old indexes are dropped after the new indexes are built. The previous version of NexMDM works without the old
+indexes, but more slowly.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""Attempts: write FCM's answers, and set the next step of each push. Each function uses its own short transactions."""
+"""Attempts: write FCM's answers, and set the next step of each push. Each function begins and commits transactions."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Final
@@ -92,10 +92,10 @@ _RECORD: Final = """
 
 
 def record_attempts(sent: Sequence[Sent]) -> None:
-    """Close the attempts of these pushes, and set the next step of each push: done, a further push, or no further push.
+    """Close the attempts of these pushes. Set for each push whether and when the push is sent again.
 
-    If the database refuses the batch, each answer is recorded alone. If the database then refuses an answer, the
-    attempt is closed as `unknown`, without the texts of the answer.
+    If the database refuses the batch, each answer is recorded in a separate transaction. If the database then refuses
+    an answer, the attempt is closed as `unknown`, without the texts of the answer.
     """
     try:
         _record(sent)

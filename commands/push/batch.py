@@ -1,4 +1,4 @@
-"""The claimed pushes that wait for a slot in which they are sent."""
+"""Batches of claimed pushes that wait to be sent."""
 
 import asyncio
 import time
@@ -10,7 +10,10 @@ from commands.push.outbox import Claimed
 from nexmdm.common import database
 
 FRESH_SECONDS: Final = 1.0
-"""The time after a check in which pushes may be sent without a new check, in seconds."""
+"""For this time after a check, pushes may be sent without a new check, in seconds.
+
+The check reads from the database which pushes may still be sent.
+"""
 
 
 class Batch:

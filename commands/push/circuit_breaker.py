@@ -9,13 +9,14 @@ from typing import Final
 
 FAILURES_TO_OPEN: Final = 20
 SEVERAL_DEVICES: Final = 3
-"""The number of devices whose sends must fail before the server or FCM counts as the cause.
+"""If the sends to at least this number of devices fail, the server or FCM counts as the cause.
 
-If the sends to only one or two devices fail, the phones may be the cause.
+If the sends to fewer devices fail, the phones may be the cause.
 """
 
 MOST_PASSED_OVER: Final = 1000
-"""The largest number of failed deliveries that a circuit remembers. For a further delivery, the earliest is forgotten.
+"""The largest number of failed deliveries that a circuit remembers. If one more delivery fails, the circuit forgets the
+earliest of these deliveries.
 """
 
 PROBE_INTERVAL_SECONDS: Final = 30.0
@@ -55,9 +56,9 @@ class Circuit:
       FCM accepted or rejected no message.
     - `PASSING`: 20 failures of any kind in a row, for at least three devices.
 
-    While the circuit is open, a claim passes over the deliveries whose push has failed, unless no other delivery is
-    due. Therefore each probe is for another delivery. The first claim after the circuit has closed passes over these
-    deliveries too.
+    While the circuit is open, a claim passes over the deliveries whose push has failed. A claim takes these deliveries
+    only if no other delivery is due. Therefore the probes are for different deliveries. The first claim after the
+    circuit has closed passes over these deliveries too.
     """
 
     state: str = CLOSED
@@ -89,7 +90,7 @@ class Circuit:
             self._failed_before_closing = []
 
     def note(self, fault: Fault, reason: str, now: float, *, device_id: str, delivery_id: int) -> bool:
-        """Record the end of a send. Return whether this end opened or closed the circuit.
+        """Record the result of a send. Return whether this result opened or closed the circuit.
 
         `reason` is the text of the fault, for the log.
         """

@@ -1,7 +1,7 @@
 """The dispatcher: it claims due pushes, sends them to FCM, and passes FCM's answers to the recorder.
 
-While PostgreSQL is away, the dispatcher claims no pushes, and gives waiting pushes back. The recorder keeps the answers
-until it can write them (recorder.py). The log contains the reason once for each outage
+While PostgreSQL is away, the dispatcher claims no pushes, and does not send the claimed pushes that wait. The recorder
+keeps FCM's answers until the recorder can write them (recorder.py). Each outage is logged once, with its reason
 (nexmdm/common/postgresql/outage.py).
 """
 
@@ -61,9 +61,9 @@ AFTER_FAILURE_SECONDS: Final = 1.0
 """The pause after a claim that failed, in seconds."""
 
 LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
-"""The time after its claim in which a push may be sent, in seconds.
+"""For this time after a claim, the claimed push may be sent, in seconds.
 
-The rest of the lease is for FCM's answer, and 5 s are for the record of the answer.
+The rest of the lease is for FCM's answer (TIMEOUT_SECONDS) and for recording the answer (5 s).
 """
 CIRCUIT_OPENED = Counter("nexmdm_circuit_opened", "How often a dispatcher's circuit has opened, by cause.", ["cause"])
 for _cause in circuit_breaker.CAUSES:
@@ -259,7 +259,7 @@ class Dispatcher:
         )
 
     def _note(self, claimed: Claimed, decision: fcm_outcomes.RetryDecision, reason: str) -> None:
-        """Report the end of a send to the circuit. If the circuit opens or closes, write a log line."""
+        """Report the result of a send to the circuit. If the circuit opens or closes, write a log line."""
         device_id, delivery_id = claimed.recipient.device_id, claimed.delivery_id
         now = time.monotonic()
         if not self.circuit.note(decision.fault, reason, now, device_id=device_id, delivery_id=delivery_id):

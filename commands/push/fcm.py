@@ -37,7 +37,7 @@ _TARGET: Final = re.compile(r"\bmessage\.(token|fid)\b|registration token", re.I
 class NotSent(Exception):
     """The push could not be sent in time. The text names the time limit that has passed.
 
-    FCM did not get the push, or refused its access token.
+    FCM did not get the push, or FCM refused the access token.
     """
 
 
@@ -71,8 +71,8 @@ class FcmResponse(NamedTuple):
     - `http_status`: None if no answer came. In this case, `fault` is the reason, such as "timeout" or "oauth: …".
     - `message_id`: the id that FCM gave to an accepted message.
     - `oauth_failed`: the server got no access token.
-    - `from_fcm`: False if the answer is not Google's JSON, for example HTML or an empty body. Such an answer does not
-      concern the message.
+    - `from_fcm`: False if the answer is not Google's JSON, for example HTML or an empty body. An answer that is not
+      from FCM proves nothing about the message.
     - `names_target`: the error is about the push target.
     """
 
@@ -196,10 +196,10 @@ class Sender:
 
 
 def encode(push: FcmMessage) -> bytes:
-    """Return the body of the HTTP v1 request, for a push that is sent now. Raises NotSent.
+    """Return the body of the HTTP v1 request. Its `ttl` is the time from now until the command expires. Raises NotSent.
 
-    The body equals the body that firebase_admin.messaging makes, but this function takes a third of the time. The body
-    contains the action as a label, so that FCM's statistics count messages by action.
+    The label `analytics_label` of the message is the action. Therefore FCM's statistics show a number for each action.
+    The body equals the body that firebase_admin.messaging makes, but firebase_admin needs three times as long.
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now

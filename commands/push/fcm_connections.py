@@ -1,7 +1,7 @@
 """The connections to FCM, which stay open between requests.
 
-Each connection uses HTTP/1.1, with one request at a time (nexmdm/common/outgoing/http_connection.py). aiohttp took half
-of the processor time of a push; docs/decisions/0013-connections-to-fcm.md has the figures.
+Each connection uses HTTP/1.1, with one request at a time (nexmdm/common/outgoing/http_connection.py). NexMDM does not
+use aiohttp here, because aiohttp took half of the processor time of a push (docs/decisions/0013-connections-to-fcm.md).
 """
 
 import asyncio
@@ -26,7 +26,9 @@ During this time, new connections do not ask the resolver again.
 """
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
-"""The time after which the next address of the host is tried too, in seconds (RFC 8305, section 5)."""
+"""If a connection is not open after this time, the next address of the host is tried too, in seconds (RFC 8305, section
+5).
+"""
 
 MOST_BYTES: Final = 1_000_000
 """The longest response that is read, in bytes. FCM's responses are shorter than a kilobyte."""
@@ -85,8 +87,8 @@ class FcmConnections:
         return (self._request_line + fields).encode("ascii")
 
     def _take_idle(self) -> HttpConnection | None:
-        """Return the idle connection that was used last, or None. Connections that are not needed stay idle, and are
-        closed.
+        """Return the idle connection that was used last, or None. Therefore a connection that is not needed stays idle
+        until it is closed.
         """
         while self._idle:
             connection = self._idle.pop()

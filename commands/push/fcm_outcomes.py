@@ -22,7 +22,7 @@ phone.
 """
 
 PROBE_SECONDS: Final = 30.0
-"""The shortest wait after a fault on the server's own side (OAuth, configuration), in seconds."""
+"""The shortest wait after a fault of the server (OAuth, configuration), in seconds."""
 
 SPREAD: Final = 1.1
 """A fixed wait is multiplied by a random factor from 1 to this number, so that retries spread over time."""
@@ -105,8 +105,9 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
     | 401, 403, 404 without these codes          | blocked       | after 30 s, or the backoff if longer     |
     | 400 and other 4xx                          | rejected      | none                                     |
 
-    THIRD_PARTY_AUTH_ERROR: the push token is for iOS or for a browser, and the project has no certificate or key for it
-    ("ErrorCode"). A phone chooses its own push token. Such a push token must not stop the pushes of other phones.
+    THIRD_PARTY_AUTH_ERROR: the push token is for iOS or for a browser, and the Firebase project has no certificate or
+    key for iOS or browsers ("ErrorCode"). This error does not open the circuit, because a phone chooses its push token.
+    One wrong push token must not stop the pushes of all phones.
     """
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
         return RetryDecision(AttemptOutcome.TOKEN_DEAD)
@@ -123,7 +124,7 @@ def _capped_retry_after(answer: FcmResponse, seconds_left: float) -> float:
     """Return the wait that an answer's Retry-After causes, in seconds. Without a Retry-After, return 0.0.
 
     The wait is at most an hour. If Retry-After is more than an hour, the wait is also at most about half of
-    `seconds_left`. Then the push gets further tries before the command expires.
+    `seconds_left`. With this limit, the push is tried again before the command expires.
     """
     asked = answer.retry_after_seconds or 0.0
     if asked > LONGEST_RETRY_AFTER_SECONDS:

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 LEASE: Final = timedelta(seconds=45)
 """The time after a claim in which no other dispatcher may send the push.
 
-The lease is more than three times the 10 s that one send may take.
+One send takes at most 10 s. The lease is more than three times as long.
 """
 
 LEAST: Final = timedelta(seconds=envelope.LEAST_TTL_SECONDS)
@@ -164,7 +164,7 @@ def wanted(claimed: Sequence[Claimed]) -> set[int]:
 
 
 def stop_pushing(device_ids: Sequence[UUID]) -> None:
-    """Mark no push of these devices as due, because the devices have no live push token any more.
+    """Remove the pushes of these devices from the outbox. Call this function if the devices have no live push token.
 
     The devices get their commands with heartbeats.
     """
@@ -206,9 +206,8 @@ def set_push_target(device_id: UUID, target: PushTarget | None) -> None:
 
 
 def settle_shared_push_tokens(limit: int) -> int:
-    """Find up to `limit` installations that several devices share, and leave each installation to one device.
-
-    This device is the device that was seen last, among the devices that are not revoked. The other devices lose their
+    """Find up to `limit` installations that several devices share, and leave each installation to one device. Of the
+    devices that are not revoked, the device that was seen last keeps the installation. The other devices lose their
     push tokens. Return the number of installations. Only earlier versions of NexMDM let devices share an installation.
     """
     shared = push_targets.shared_installations(limit)

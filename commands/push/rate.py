@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 BURST_SECONDS: Final = 0.1
-"""The size of the token bucket, in seconds. After a pause, only the pushes of this time are sent immediately."""
+"""The token bucket contains at most the pushes of this time, in seconds."""
 
 
 @dataclass(slots=True)
@@ -12,7 +12,8 @@ class Pace:
     """The pace of one dispatcher: a token bucket of `per_second` pushes.
 
     Each second with a 429 halves the pace. After that, the pace grows each second by a tenth of `per_second`. The
-    bucket contains the pushes of a tenth of a second. Therefore neither a pause nor a start exceeds the pace by much.
+    bucket contains at most the pushes of a tenth of a second. Therefore only these few pushes are sent immediately
+    after a start or a pause.
     """
 
     per_second: float
@@ -46,7 +47,10 @@ class Pace:
         self.available -= count
 
     def slow_down(self, now: float) -> None:
-        """Halve the pace after a 429 of FCM, at most once a second. One overload causes many 429s."""
+        """Halve the pace after a 429 of FCM, at most once a second.
+
+        The reason for this limit: if FCM is overloaded, FCM answers many pushes with 429 at the same time.
+        """
         if now - self.slowed_at >= 1:
             self.factor = max(0.01, self.factor / 2)
             self.slowed_at = now

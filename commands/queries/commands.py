@@ -77,7 +77,8 @@ The commands with the fewest deliveries are counted first.
 """
 
 DELIVERIES_PER_QUERY: Final = 200_000
-"""The largest number of deliveries that one query counts. A single command with more deliveries has a separate query.
+"""The largest number of deliveries that one query counts. A command with more deliveries is counted by a separate
+query.
 """
 
 

@@ -11,7 +11,7 @@ from commands.schemas import TimelineEvent
 MOST_REPORTS: Final = KEPT + 2
 """The largest number of reports in a timeline. The newest reports are shown.
 
-This number includes all stored reports, unless an earlier version of NexMDM stored more.
+No delivery has more stored reports, unless an earlier version of NexMDM stored them.
 """
 
 MOST_ATTEMPTS: Final = 1000
@@ -67,7 +67,7 @@ def _settlement(row: Delivery) -> list[TimelineEvent]:
 def settled_at(row: Delivery) -> datetime | None:
     """Return when a delivery was settled, or None if the delivery is open.
 
-    An overdue delivery was settled at the end of its time.
+    For an overdue delivery, this time is `open_until`.
     """
     return row.open_until if row.state in OPEN and current_state(row) == DeliveryState.EXPIRED else row.settled_at
 
