@@ -30,7 +30,7 @@ class DeliveryState(models.TextChoices):
 
 OPEN = (DeliveryState.PENDING, DeliveryState.RECEIVED)
 OVERDUE = Q(state__in=OPEN, open_until__lte=Now())
-"""The condition for overdue deliveries: past `open_until`, and not marked as expired. Overdue counts as expired."""
+"""The condition for overdue deliveries: past `open_until`, and not marked as expired. Reads show them as expired."""
 
 
 class CommandState(models.TextChoices):
@@ -93,8 +93,7 @@ class DeviceWas(models.TextChoices):
     """A fact about the device at the end of a delivery. No other column of the delivery shows this fact.
 
     `never_seen`: the device had sent no heartbeat when the delivery was marked as expired. `retired`: the retirement of
-    the device withdrew the delivery. In this case, `withdrawn_by` is `revocation`: the previous version knows this
-    word.
+    the device withdrew the delivery. `withdrawn_by` is then `revocation`: the previous version knows this word.
     """
 
     NEVER_SEEN = "never_seen"

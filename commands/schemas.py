@@ -240,9 +240,8 @@ class DeliveryRow(ResponseSchema):
 class TimelineEvent(ResponseSchema):
     """One event of a delivery: its issue, an attempt, a report, or its settlement.
 
-    If a phone repeats a report that is not final, the equal reports are one event: `count` reports, the last at
-    `last_at`. An event `left_out` stands for `count` events that are not stored or not shown, or for an unknown number
-    (`null`).
+    Repeated reports that are not final are one event: `count` is their number, and `last_at` is the time of the last
+    report. An event `left_out` stands for `count` events that are not stored or not shown. An unknown `count` is null.
     """
 
     at: Time

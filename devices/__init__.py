@@ -1,1 +1,1 @@
-"""The app for devices: enrollment, credentials, heartbeats, presence and tags, and the API endpoints for them."""
+"""The Django app of devices: enrollment, credentials, heartbeats, presence, tags, and API endpoints."""

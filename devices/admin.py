@@ -1,6 +1,6 @@
 """The read-only admin pages of devices and enrollment tokens.
 
-The pages show whether a device has credentials and a push target, but never their values.
+The pages show whether a device has credentials and a push target. The pages never show the secrets.
 """
 
 from datetime import datetime, timedelta
@@ -45,7 +45,7 @@ SECRETS: Final = ("push_token", "token_hash", "token_digest", "next_hash", "next
 """The columns of a device that no page of the admin site reads."""
 
 REPORTED: Final = ("same_manufacturer", "same_model", "same_os", "same_agent")
-"""The columns on the page of a device for what the phone reported about itself."""
+"""The names of the columns that show what the phone reported about itself."""
 
 ACTIVE: Final = "active"
 """The choice of the presence filter for all devices that are neither revoked nor retired."""
@@ -242,7 +242,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="push token")
     def push(self, device: Any) -> str:
-        """Return the push health. For a dead push target, the text contains the time since which it is dead."""
+        """Return the push health. For a dead push target, the text also shows since when the push target is dead."""
         if device.push_named == "dead":
             return format_html("{} since {}", badge("dead"), moment(device.push_token_dead_at))
         return badge(device.push_named)
@@ -260,7 +260,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @admin.display(description="battery")
     def battery(self, device: Device) -> str:
-        """Return the last battery level that the phone reported, and whether it was charging."""
+        """Return the last battery level that the phone reported, and whether the phone was charging."""
         status = device.presence.last_status or {}
         percent = status.get("battery_pct")
         if percent is None:
@@ -284,7 +284,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
 
 class EnrollmentTokenAdmin(ReadOnlyAdmin):
-    """The list of enrollment tokens, and the page of each token. Their digests are not read."""
+    """The list of enrollment tokens, and the page of each token. The digests of the tokens are not read."""
 
     list_display = ("name", "state", "used", "tag_list", "expires", "created", "token_id")
     list_filter = (TokenStateFilter,)
@@ -328,7 +328,7 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
 
     @admin.display(description="audit")
     def audit_entries(self, token: EnrollmentToken) -> SafeString:
-        """Return links to audit entries about this token, and about tokens that were created around its time."""
+        """Return two links: to the audit entries about this token, and to the creations of tokens at that time."""
         about = link_to_list(AuditEntry, "Signed requests about this enrollment token", q=token.pk)
         first, last = (f"{token.created_at + one:%Y-%m-%dT%H:%M}" for one in (-_MINUTE, 2 * _MINUTE))
         made = link_to_list(

@@ -67,8 +67,8 @@ async def list_devices(request: HttpRequest, query: Query[DeviceQuery]) -> HttpR
     lower case. `q` also finds the start of a device id. No character in `q` has a special meaning.
 
     `push` is the push health. `failing`: FCM accepted none of the last five or more pushes. `dead`: FCM no longer knows
-    the push target. `none`: the device has no push target. `ok`: none of these. With every push health, a device gets
-    its commands by heartbeat.
+    the push target. `none`: the device has no push target. `ok`: none of these three. With every push health, a device
+    gets its commands by heartbeat.
     """
     return respond(await run_in_db_thread(queries.devices, query))
 
@@ -136,7 +136,8 @@ def _summarize_enrollment_token(request: HttpRequest, _: Mapping[str, Any]) -> S
 @router.post("/enrollment-tokens", response=EnrollmentTokenMade, url_name="enrollment-tokens")
 @summarized(_summarize_enrollment_token)
 async def create_enrollment_token(request: HttpRequest, body: NewEnrollmentToken) -> HttpResponse:
-    """Create an enrollment token. Only this answer, and the answer to its repeat, contains the token's text.
+    """Create an enrollment token. Only this answer, and the answer to a repeat of the request, contains the token's
+    text.
 
     `provisioning` is the content of the QR code for Android's setup wizard. With this content, the setup wizard
     installs the agent as device owner, and gives the agent the enrollment token. `provisioning` is null unless the
@@ -183,7 +184,8 @@ async def revoke_enrollment_token(request: HttpRequest, token_id: UUID, body: Em
 @router.post("/devices/{uuid:device_id}/revoke", response=DeviceRevoked, url_name="revoke", tags=["fleet"])
 @summarized(by_path("revoke", DEVICE))
 async def revoke_device(request: HttpRequest, device_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Revoke a device: from this answer on, no process accepts its device token. Its open commands are cancelled.
+    """Revoke a device: from this answer on, no process accepts its device token. The device's open commands are
+    cancelled.
 
     The server sends the device no more pushes. To wipe and revoke a phone, send a `wipe`, wait for its result, then
     revoke the device. `withdrawn` lists each `wipe` and `lock` that was open. If `may_still_run` is true, the phone may
@@ -247,7 +249,7 @@ async def reinstate_device(request: HttpRequest, device_id: UUID, body: EmptyBod
     """Reverse a revocation: the phone's old device token works again. A retired device cannot be reinstated.
 
     The commands that the revocation withdrew stay withdrawn. `withdrawn` lists each `wipe` and `lock` among these
-    commands, so that you can send the command again. If `may_still_run` is true, the phone may have the command
+    commands, so that you can send these commands again. If `may_still_run` is true, the phone may have the command
     already. The server then accepts the phone's result as a late result. A `wipe` that the phone reports as `succeeded`
     retires the device. If the device is not revoked, the answer is 200 and nothing changes.
     """

@@ -53,8 +53,8 @@ class Target:
     def where(self) -> tuple[str, dict[str, Any]]:
         """Return an SQL condition that selects the active devices of the target, and its parameters.
 
-        The condition is for rows of devices_device. Raises ValueError for a target with aliases: lock_named() replaces
-        aliases by ids.
+        The condition is for rows of devices_device. Raises ValueError for a target with aliases. Before this function,
+        call lock_named(), which replaces aliases by ids.
         """
         if self.aliases:
             raise ValueError("resolve aliases first, by lock_named()")

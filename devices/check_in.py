@@ -39,7 +39,9 @@ from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
 
 INTERVAL_SPREAD: Final = 10
-"""The time to the next heartbeat is random: the interval, plus or minus at most a tenth (1 / INTERVAL_SPREAD) of it."""
+"""The time to the next heartbeat is random: the heartbeat interval, plus or minus at most a tenth (1 /
+INTERVAL_SPREAD).
+"""
 
 log = structlog.get_logger()
 
@@ -70,7 +72,7 @@ class CheckedIn:
     - `server_time` is the time of the database.
     - `push_target_changed` is true if the caller must write `push_target`.
 
-    Merged heartbeats share one result, so all of them write the same push target.
+    Merged heartbeats share one result, so all their callers write the same push target.
     """
 
     offer: Offer

@@ -1,4 +1,4 @@
-"""Claims: the id of a device or an enrollment token, as the token of a refused request contains it.
+"""A claim is the id of a device or of an enrollment token. The id comes from the token of a refused request.
 
 A claim may be forged. proved() finds the claims whose token is genuine. Claims are used only for the log and for the
 last refusal of a device. A claim gives no access.

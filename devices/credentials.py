@@ -170,7 +170,9 @@ class Verifier:
 
 
 def verifiers(device_id: UUID) -> list[Verifier]:
-    """Return the valid credentials of a device: the current one first. The list is empty if the device is unknown."""
+    """Return the valid credentials of a device: the current credential first. The list is empty if the device is
+    unknown.
+    """
     fields = ("token_hash", "token_digest", "token_digest_key", "next_hash", "next_digest", "next_digest_key")
     row = (
         Device.objects.filter(id=device_id)
@@ -189,8 +191,9 @@ def verifiers(device_id: UUID) -> list[Verifier]:
 def rehash(token: tokens.Token, matched: Verifier) -> None:
     """Store a new digest, under the current key, for a token that matched the credential `matched`.
 
-    If `matched` is the new credential after a rotation, it becomes the device's only credential. If the row's
-    credential has changed since `matched` was read, nothing is written. The caller must then check the token again.
+    If `matched` is the new credential after a rotation, this credential becomes the device's only credential. If the
+    row's credential has changed since `matched` was read, nothing is written. The caller must then check the token
+    again.
     """
     key = tokens.digest_keys()[0]
     written = {"token_digest": tokens.digest(token.text, key.value), "token_digest_key": key.id}

@@ -94,7 +94,7 @@ def create_token(
 
 
 def text_of(token_id: UUID) -> str | None:
-    """Return the text of an enrollment token, which is derived again from SECRET_KEY.
+    """Return the text of an enrollment token. The text is derived again from SECRET_KEY.
 
     Returns None if the enrollment token is unknown, or if its SECRET_KEY is not configured any more.
     """

@@ -110,8 +110,8 @@ RECORD: Final = f"""
 def record_others() -> str:
     """Return the statement that records the heartbeats which RECORD has not recorded.
 
-    This statement also writes spans, events and first uses of tokens. Run it after spans.LOCK in one transaction, as a
-    separate statement. Only then does it see the changes of transactions that had the locks before.
+    This statement also writes spans, events and first uses of tokens. Run spans.LOCK and then this statement in one
+    transaction. As a separate statement, it sees the changes of transactions that had the locks before.
     """
     return f"""
         WITH {_JUDGED}, before AS MATERIALIZED (
@@ -170,8 +170,8 @@ def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
 
 
 def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
-    """Return the results of `count` heartbeats. `exceptions` is the column of RECORD with the results that are not
-    plain `good`.
+    """Return the results of `count` heartbeats. `exceptions` is a column of RECORD. It lists the results except each
+    `good` result without a changed push target.
     """
     outcomes = [GOOD_RESULT] * count
     for position, verdict, push_target_changed in orjson.loads(exceptions or "[]"):

@@ -49,7 +49,7 @@ _APPEND: Final = "(SELECT id AS device_id, alias, tags FROM devices_device WHERE
 
 
 def append_events(event_type: EventType, device_ids: Collection[UUID]) -> None:
-    """Append an event of one type about each of these devices, with its present alias and tags.
+    """Append an event of one type about each of these devices, with the device's present alias and tags.
 
     The caller must open a transaction.
     """
@@ -58,7 +58,7 @@ def append_events(event_type: EventType, device_ids: Collection[UUID]) -> None:
 
 
 FAILING_FROM: Final = 5
-"""If FCM accepted none of this number of pushes in a row to a device, the push health of the device is `failing`."""
+"""If FCM accepted none of the last pushes to a device, at least this number, the push health is `failing`."""
 
 PUSH_HEALTH: Final = {
     "ok": Q(push_token__isnull=False, push_token_dead_at=None, push_failures__lt=FAILING_FROM),
@@ -231,7 +231,7 @@ class Device(models.Model):
 
 
 class DeadPushToken(models.Model):
-    """A push target that FCM called dead: its digest, and the time when the push that FCM refused was sent.
+    """A push target that FCM called dead: its digest, and the time when the refused push was sent.
 
     A dead push token stays dead, even if another device sends it. A dead FID becomes live again if a phone registers
     the FID later.
@@ -253,8 +253,8 @@ class DeadPushToken(models.Model):
 class Presence(models.Model):
     """What a device last reported. `online_from` is the beginning of the span in which the device is online.
 
-    `online_from` is NULL if the end of the last span is stored as a PresenceSpan. It is also NULL for a device that has
-    sent no heartbeat since spans exist.
+    `online_from` is NULL if the end of the last span is stored as a PresenceSpan. `online_from` is also NULL for a
+    device that has sent no heartbeat since NexMDM stores spans.
     """
 
     # Add no index: every heartbeat writes this row. An update is cheap only if no index contains a changed column.
@@ -272,7 +272,7 @@ class Presence(models.Model):
 
 
 class PresenceSpan(models.Model):
-    """A span that has ended: a time in which a device was online, from a heartbeat until the moment it became offline.
+    """A span that has ended: a time in which a device was online, from a heartbeat until the device became offline.
 
     The beginning of a span that has not ended is in `Presence.online_from`. The table has no foreign key constraint.
     The docstring of LastRefusal explains why.

@@ -50,7 +50,7 @@ class PushTarget(NamedTuple):
 
 
 class Death(NamedTuple):
-    """A push target that FCM called dead. `at` is the time when the push that FCM refused was sent."""
+    """A push target that FCM called dead. `at` is the time when the refused push was sent."""
 
     kind: str
     value: str
@@ -117,7 +117,7 @@ REGISTERED_LATER: Final = f"""
             THEN device.push_token_dead_at
         ELSE 'infinity' END
 """
-"""SQL condition: the phone sent the stored push target with a later `registered_at`, and assign() must store it.
+"""SQL condition: the phone sent the stored push target with a later `registered_at`. assign() must store this time.
 
 In this SQL, `asked` is a row with `push_registered_at`, and `device` is the row of the device.
 """

@@ -50,7 +50,7 @@ class SentPushTarget(_PushTargetText, total=False):
     `registered_at` is the time when the phone registered the push target, by the server's clock; a future time counts
     as now. A push token that FCM called dead stays dead. A FID that FCM called dead becomes live again if the phone
     sends it with a `registered_at` after its death, at most once an hour. If several devices send a push target of one
-    installation, only the last of these devices keeps it.
+    installation, only the last of these devices keeps its push target.
     """
 
     registered_at: Annotated[Time | None, INFORMS_EXACTLY]
@@ -152,7 +152,9 @@ class Envelope(ResponseSchema):
 
 
 class Rotation(DeviceBody):
-    """The body of a rotation. The body may be missing. The server ignores the content of an object."""
+    """The body of a rotation. The body may be missing, or be any JSON object. The server ignores the fields of the
+    object.
+    """
 
 
 class Rotated(ResponseSchema):

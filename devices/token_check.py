@@ -20,7 +20,9 @@ R = TypeVar("R")
 
 _THREADS: Final = 2
 _AT_ONCE: Final = 2 * _THREADS
-"""This number is higher than the number of threads, because some of the work waits for the database."""
+"""The largest number of pieces of work that run at the same time. It is higher than the number of threads, because some
+work waits for the database.
+"""
 
 _WAITING: Final = 200
 _SECONDS: Final = 10
@@ -41,8 +43,8 @@ NEW_CREDENTIALS: Final = Gate(
 """The gate for registrations and rotations. Its keys are the ids of enrollment tokens and devices.
 
 With one enrollment token, one registration runs at a time, and 100 more can wait. Many phones may register with one
-enrollment token in the same minute: these phones wait, and are not refused. The other 100 places are for phones with
-other enrollment tokens. Such phones do not wait for the first enrollment token.
+enrollment token in the same minute: these phones wait, and are not refused. 100 further places are for phones with
+other enrollment tokens. These phones do not wait for the first enrollment token.
 """
 
 _checking: Final = hashing.threads("bcrypt-check", _THREADS)

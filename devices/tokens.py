@@ -7,7 +7,7 @@ A token has five parts:
 - the 256-bit secret in 43 base62 characters
 - the CRC32 of all characters before it, in 6 base62 characters
 
-The checksum is no secret. A token with a typing error is refused without any work of the database.
+The CRC32 is no secret. Because of the CRC32, a token with a typing error is refused without any work of the database.
 """
 
 import hmac

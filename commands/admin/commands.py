@@ -128,7 +128,7 @@ class CommandAdmin(ReadOnlyAdmin):
         return super().get_queryset(request).defer(*BULKY)
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for the command with this request id, and for all commands to the device with this id."""
+        """Return the condition for the command with this request id, or for the commands to the device with this id."""
         if Command.objects.filter(pk=key).exists():
             return Q(pk=key)
         return Q(pk__in=Delivery.objects.filter(device=key).order_by().values("command"))

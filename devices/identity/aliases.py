@@ -13,7 +13,7 @@ class AliasTaken(DomainError):
     detail = "Another device has this alias. Choose a different alias."
 
     def __init__(self, *, by_revoked: bool = False, by_retired: bool = False) -> None:
-        """`by_revoked` and `by_retired` choose the text: the device that has the alias is revoked, or is retired."""
+        """`by_revoked`: the device that has the alias is revoked. `by_retired`: this device is retired."""
         revoked = "A revoked device has this alias. Choose a different alias, or change the alias of that device."
         retired = "A retired device still has this alias from an earlier version of NexMDM. Choose a different alias,"
         again = "or retire that device again: this frees the alias."

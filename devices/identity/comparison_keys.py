@@ -90,7 +90,7 @@ def _unkeyed() -> Iterable[_Unkeyed]:
 
 
 def exist(using: str) -> bool:
-    """Return whether the database has the columns for keys. If it does not, a migration is still missing."""
+    """Return whether the database has the columns for keys. If the columns are missing, a migration has not run yet."""
     with connections[using].cursor() as cursor:
         cursor.execute(_EXIST)
         return bool(cursor.fetchone()[0])

@@ -1,4 +1,4 @@
-"""Warnings about devices that earlier versions stored twice: by the present rules, they are the same device.
+"""Warnings about several devices that are one device by the present rules. Earlier versions stored these devices.
 
 nexmdm/apps.py imports this module when Django loads the models. `manage.py check` runs the checks.
 """
@@ -26,7 +26,7 @@ NAMED_DEVICES: Final = 20
 """The largest number of devices that a warning names."""
 
 MOST_INSTALLATIONS: Final = 1000
-"""The largest number of installations, each shared by several devices, that the check reads."""
+"""The check reads at most this number of installations that several devices share."""
 
 
 @register(checks.TAG, Tags.database)

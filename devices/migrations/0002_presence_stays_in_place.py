@@ -1,6 +1,6 @@
-"""Leave free room on each page of the presence table, and vacuum the table often.
+"""Let PostgreSQL leave free room on each page of the presence table, and vacuum the table often.
 
-A heartbeat then writes the new version of a row to the page of the old version.
+Each heartbeat writes a new version of a row. With free room, the new version is on the same page as the old version.
 """
 
 from django.db import migrations

@@ -1,7 +1,7 @@
 """Add the comparison keys of aliases and hardware ids, and the address of an enrollment.
 
-`manage.py migrate` and the dispatcher fill the new columns. The previous version changes an alias without its key. In
-this case, a trigger deletes the key, so that the key is filled in again.
+`manage.py migrate` and the dispatcher fill the new columns. The previous version of NexMDM changes an alias without
+changing its key. In this case, a trigger deletes the key, so that the key is filled in again.
 """
 
 from typing import Final

@@ -1,4 +1,5 @@
-"""Count the pushes to a device that failed in a row. If the push token changes, a trigger sets the count to 0.
+"""Add a column to devices: the number of pushes in a row that failed. If the push token changes, a trigger sets the
+count to 0.
 
 The trigger is necessary because the previous version changes push tokens and does not know this column.
 """

@@ -1,4 +1,4 @@
-"""Let the database refuse a retired device that is not revoked. The previous version can reinstate a retired device.
+"""Add a constraint: a retired device must be revoked. It stops the previous version from reinstating retired devices.
 
 The constraint is not validated here. The next migration validates it, without a lock that delays other transactions.
 """

@@ -1,4 +1,4 @@
-"""Validate the constraint on retired devices for rows that existed before it."""
+"""Validate the constraint on retired devices for the rows that are older than the constraint."""
 
 from django.contrib.postgres.operations import ValidateConstraint
 from django.db import migrations

@@ -10,7 +10,9 @@ State = Literal["online", "offline", "unknown"]
 
 
 class PresenceQuery(Body):
-    """The query of a presence history. It begins at `since`, or with the first heartbeat if this came later."""
+    """The query of a presence history. The history begins at `since`, or at the first heartbeat if the first heartbeat
+    came later.
+    """
 
     since: Time | None = None
 

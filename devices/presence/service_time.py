@@ -66,8 +66,8 @@ def online_after() -> str:
 def surely_online_after() -> str:
     """Return SQL for a moment: a device is certainly offline if its last heartbeat did not come after this moment.
 
-    This moment is computed from the last mark, and online_after() from the present time. If a service gap lasts now, it
-    does not move this moment.
+    This moment is computed from the last mark. Therefore a service gap that has not ended does not move this moment.
+    (online_after() uses the present time.)
     """
     return _online_after(_CONFIRMED)
 
@@ -181,5 +181,5 @@ _GAPS: Final = f"""
 
 
 def gaps(since: datetime) -> list[tuple[datetime, datetime | None]]:
-    """Return the service gaps that ended after `since`, in order. A gap that lasts now has the end None."""
+    """Return the service gaps that ended after `since`, in order. The end of a gap that has not ended is None."""
     return database.rows(_GAPS, {"since": since})

@@ -44,7 +44,7 @@ def was_online(presence: str) -> str:
 def flips(before: str) -> str:
     """Return CTEs that store the changes which heartbeats at this moment cause: ends of earlier spans, and events.
 
-    `before` names a relation with the locked presence rows before the heartbeats, and the column `was_online`.
+    `before` names a relation: the locked presence rows as they were before the heartbeats, and the column `was_online`.
     """
     return f"""ended AS (
         SELECT device_id, online_from, last_seen_at, {service_time.online_until("last_seen_at")} AS offline_at
@@ -112,8 +112,8 @@ def _end() -> str:
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` spans that ended more than `kept` ago. Return the number of deleted spans.
 
-    Service gaps that ended more than `kept` ago are deleted too. A service gap stays as long as a device may be online
-    because of it.
+    Service gaps that ended more than `kept` ago are deleted too. A service gap is not deleted while a device may be
+    online because of this gap.
     """
     database.execute(
         f"""
