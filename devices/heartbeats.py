@@ -170,8 +170,8 @@ def _push_columns(record: HeartbeatRecord) -> Mapping[str, Any]:
 
 
 def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
-    """Return the results of `count` heartbeats. `exceptions` is a column of RECORD. It lists the results except each
-    `good` result without a changed push target.
+    """Return the results of `count` heartbeats. `exceptions` is a column of RECORD. It lists all results that are not
+    `good`, and all results whose push target must be written.
     """
     outcomes = [GOOD_RESULT] * count
     for position, verdict, push_target_changed in orjson.loads(exceptions or "[]"):

@@ -58,7 +58,7 @@ def append_events(event_type: EventType, device_ids: Collection[UUID]) -> None:
 
 
 FAILING_FROM: Final = 5
-"""If FCM accepted none of the last pushes to a device, at least this number, the push health is `failing`."""
+"""If this number of pushes to a device failed in a row, the push health of the device is `failing`."""
 
 PUSH_HEALTH: Final = {
     "ok": Q(push_token__isnull=False, push_token_dead_at=None, push_failures__lt=FAILING_FROM),

@@ -75,7 +75,7 @@ class BrokenLink(Exception):
 
 
 class WitnessGone(Exception):
-    """Retention has deleted the entry of the witness. The witness cannot prove anything any more."""
+    """Retention has deleted the entry of the witness (see verify()). The witness cannot prove anything any more."""
 
 
 class DeletedTooSoon(Exception):
@@ -173,7 +173,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
 
 
 def _check_end(last: Place, newest: Place) -> None:
-    """Compare the last entry in the table with the mark of the newest entry."""
+    """Compare the last entry in the table with the stored place of the newest entry."""
     if last.entry_id < newest.entry_id:
         what = f"deleted: entry {newest.entry_id} was the newest entry, but the table ends with entry {last.entry_id}."
         raise BrokenLink(last.entry_id + 1, what, last=newest.entry_id)
@@ -182,7 +182,9 @@ def _check_end(last: Place, newest: Place) -> None:
 
 
 def _check_beginning(kept: timedelta) -> None:
-    """Raise DeletedTooSoon if the last deleted entry is younger than `kept`. If the mark has no time, do nothing."""
+    """Raise DeletedTooSoon if the last deleted entry is younger than `kept`. If the time of this entry is not stored,
+    do nothing.
+    """
     mark = AuditMark.objects.filter(name=AuditMark.PRUNED, at__gt=Now() - kept).first()
     if mark is not None:
         raise DeletedTooSoon(

@@ -128,7 +128,7 @@ def record(caller: Audited, *, status: int, code: str) -> None:
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` entries that are older than `kept`, oldest first. Return the number of entries.
 
-    A mark stores the last deleted entry, which is the known beginning of the remaining chain. If `kept` is less than a
+    The place of the last deleted entry is stored. The remaining chain begins after this place. If `kept` is less than a
     day, the database refuses the deletion.
     """
     database.execute(_MARK_FIRST)

@@ -56,7 +56,8 @@ hash.
 
 
 ROTATING_DEVICES: Final = 10_000
-"""The largest number of devices over the limit that a process remembers. For a further device, the earliest is deleted.
+"""The largest number of devices over the limit that a process remembers. If one more device is over the limit, the
+process forgets the earliest of these devices.
 """
 
 _rotated_too_often: dict[UUID, float] = {}

@@ -74,8 +74,8 @@ class SharedWrites(Generic[Asked]):
         """Count all writes for the rate limit, and carry out the writes within the limit.
 
         If the connection is lost after the transaction began, the outcome of the batch is unknown, and the batch must
-        not run again. When Django ends the lost transaction, Django connects again. Therefore GroupCommit finds a
-        connection that works, and returns the error instead of a second flush.
+        not run again. Django connects again when it ends the lost transaction. Therefore GroupCommit finds a connection
+        that works. In this case, GroupCommit returns the error, and does not flush the batch again.
         """
         outcomes: list[Any] = list(signed_write.check_limits([write.caller for write in writes]))
         allowed = [position for position, limited in enumerate(outcomes) if limited is None]

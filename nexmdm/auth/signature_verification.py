@@ -45,8 +45,8 @@ class IdempotencyKeyRequired(DomainError):
 class SignedRequest(AuthBase):
     """The authentication of an admin request by its signature (NXD1, see nexmdm/auth/signing.py).
 
-    The raw bytes of the request are verified before any other work. A read is counted here. A write is counted later,
-    by the thread and the connection that carry out the write or record its refusal (admin_router.py).
+    The raw bytes of the request are verified before any other work. For the rate limit, a read is counted here. A write
+    is counted later, by the thread and the connection that carry out the write or record its refusal (admin_router.py).
     """
 
     openapi_type: ClassVar = "apiKey"

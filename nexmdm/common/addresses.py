@@ -9,7 +9,9 @@ from django.conf import settings
 from django.http.request import validate_host
 
 LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""The addresses by which clients on this machine reach a server that listens on all addresses. The key is HOST."""
+"""The keys are the values of HOST for a server that listens on all addresses. The value of a key is the address at
+which clients on this machine reach this server.
+"""
 
 IPV6_PREFIX: Final = 64
 """The number of leading bits of an IPv6 address that identify the network of one client."""

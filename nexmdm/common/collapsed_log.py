@@ -25,7 +25,7 @@ class CollapsedLog(Generic[E]):
     The first event with a key is written immediately. All equal events of the next second become one line at the end of
     this second. The line contains the first of these events and their number. The same rule applies to later seconds.
 
-    `write` is a function that writes one line for an event and a number. If lines for `most` keys exist, has_room()
+    `write` is a function that writes one line for an event and a number. If lines for `most` keys wait, has_room()
     returns False for further keys.
     """
 
@@ -39,7 +39,7 @@ class CollapsedLog(Generic[E]):
     def count(self, key: Hashable) -> bool:
         """Count one more event if a line for equal events waits. If no such line waits, return False and do nothing.
 
-        With this function, a caller need not build the event.
+        If the result is True, the caller need not build the event and call add().
         """
         line = self._lines.get(key)
         if line is None or not line.count or line.due <= time.monotonic():
@@ -60,7 +60,7 @@ class CollapsedLog(Generic[E]):
             line.count += count
 
     def has_room(self, key: Hashable) -> bool:
-        """Return whether an event with this key can have its own line."""
+        """Return whether the log can write a line for this key."""
         return key in self._lines or len(self._lines) < self._most
 
     def write_due(self) -> None:

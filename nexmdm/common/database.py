@@ -43,17 +43,16 @@ CHORE_SECONDS: Final = 60
 """The longest time for one round of the dispatcher's work, except pushes."""
 
 PHONES_WAITING: Final = 5000
-"""The largest number of pieces of work for phones that wait. A large fleet may send many requests within seconds."""
+"""The largest number of waiting pieces of work for phones. A large fleet may send many requests within seconds."""
 
 LOOKUPS_WAITING: Final = 400
-"""The largest number of look-ups that wait. A look-up takes about 2 ms, so the last look-up waits less than a second.
-"""
+"""The largest number of waiting look-ups. A look-up takes about 2 ms, so the last one waits less than a second."""
 
 LOOKUPS: Final = Gate(
     "lookups", at_once=1, waiting=LOOKUPS_WAITING, waiting_per_key=LOOKUPS_WAITING // 4, seconds=TURN_SECONDS
 )
 """The gate for look-ups that any client can cause without a valid credential. Its keys are addresses. One address may
-have a quarter of the waiting look-ups, because many phones behind it may register together.
+have a quarter of the waiting look-ups, because many phones with one address may register together.
 """
 
 REQUEST_SECONDS: Final = 9
@@ -62,9 +61,7 @@ REQUEST_SECONDS: Final = 9
 _request_ends_at: Final[ContextVar[float]] = ContextVar("request_ends_at", default=inf)
 
 CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
-"""The address whose request is being processed, in the form of addresses.counting_key(). The gates of this module use
-it.
-"""
+"""The addresses.counting_key() of the client whose request is processed. It is the key at the gates of this module."""
 
 DEADLOCK_TRIES: Final = 5
 
@@ -94,12 +91,12 @@ def begin_request(client: str, began_at: float | None = None) -> None:
 
 
 def begin_long_request() -> None:
-    """Give each piece of database work of this context its own deadline. Use it for exports, which read many pieces."""
+    """Give each piece of database work of this context a separate deadline. Exports need this: they read many pieces."""
     _request_ends_at.set(inf)
 
 
 def continue_request() -> None:
-    """Begin the deadline of the request again, after the request has waited for something outside the database."""
+    """Set a new deadline for the request, after it has waited for something outside the database."""
     _request_ends_at.set(time.monotonic() + REQUEST_SECONDS)
 
 
@@ -108,10 +105,11 @@ def _ends_at() -> float:
 
 
 async def run_in_db_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a thread that can use the database. Afterwards, return its connection to the pool.
+    """Run a function in a thread that can use the database. Then return the thread's connection to the pool.
 
-    If the pool has no free connection, the function waits in a queue. All functions here that wait have a deadline.
-    Raises GateFull if the deadline comes while the function waits in the queue, and OperationalError if it comes later.
+    If the pool has no free connection, the function waits in a queue. All functions of this module that wait have a
+    deadline. Raises GateFull if the deadline comes while the function waits in the queue, and OperationalError if the
+    deadline comes later.
     """
     return await _run_in_turn(_ends_at(), work, *args, **kwargs)
 
@@ -253,7 +251,7 @@ def is_pooled() -> bool:
 
 
 def settings_of_session() -> Mapping[str, str]:
-    """Return the settings from the URL and from NexMDM that this thread's sessions or transactions get."""
+    """Return the settings that each session or transaction of this thread gets, from the database URL and NexMDM."""
     connection.ensure_connection()
     return cast("Mapping[str, str]", connection.connection.settings_of_session())
 
@@ -285,7 +283,8 @@ def execute(statement: str, parameters: Any = None) -> int:
 
 
 def execute_batch(*statements: str, parameters: Any) -> list[list[Any]]:
-    """Run statements in one message, as one transaction unless one is open. Return the rows of each statement.
+    """Run statements in one message. If no transaction is open, the statements are one transaction. Return the rows of
+    each statement.
 
     (PostgreSQL's documentation of the protocol, "Multiple Statements in a Simple Query".)
     """
@@ -300,7 +299,7 @@ def execute_batch(*statements: str, parameters: Any) -> list[list[Any]]:
 def execute_last_batch(*statements: str, parameters: Any) -> None:
     """Run the last statements of a transaction, and send its COMMIT in the same message.
 
-    If the transaction is inside another transaction (in a test), nothing is committed.
+    If the transaction is inside an outer transaction (in a test), nothing is committed.
     """
     is_outermost = len(connection.atomic_blocks) == 1
     execute_batch(*statements, *(["COMMIT"] if is_outermost else []), parameters=parameters)
@@ -317,7 +316,7 @@ def row(statement: str, parameters: Any = None) -> Any:
 
 
 def advisory_lock(purpose: str, name: str) -> None:
-    """Take the lock with this purpose and name until the transaction ends. Wait while it is taken."""
+    """Take the lock with this purpose and name until the transaction ends. Wait while another transaction has it."""
     rows("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"{purpose}:{name}"])
 
 

@@ -10,7 +10,7 @@ time.
 
 
 def freeze_startup_objects(collect_after: int = COLLECT_AFTER) -> None:
-    """Exclude all present objects from later collections: to scan these objects stops the process for 50 ms.
+    """Exclude all present objects from later collections. A scan of these objects would stop the process for 50 ms.
 
     `collect_after` is the number of new objects after which a collection starts.
     """

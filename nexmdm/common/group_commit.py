@@ -102,11 +102,11 @@ class GroupCommit(Generic[Item, Outcome]):
     """Collects items in batches, and flushes one batch after the other. It belongs to one event loop.
 
     - `flush` records a batch, in a thread. It gets items sorted by key, and at most one item for each key. It returns
-      one outcome or error for each item. If a deadlock ends `flush`, it is called again. If PostgreSQL refuses the data
-      of a batch, `flush` is called for each item alone.
+      one outcome or error for each item. If a deadlock ends `flush`, `flush` is called again. If PostgreSQL refuses the
+      data of a batch, `flush` is called for each item alone.
     - `flushed` is called on the event loop after each flush, with the outcomes and the seconds that the flush took.
     - `batch_size` is the largest number of items in a batch.
-    - `waiting_limit` is the number of waiting items from which on further items are refused.
+    - `waiting_limit`: if this number of items wait, further items are refused.
     - `longest_wait_seconds` is a second limit. A further item is refused if more than one batch waits, and the first
       item has waited for longer than this time.
 
@@ -130,7 +130,9 @@ class GroupCommit(Generic[Item, Outcome]):
         self._filling: dict[str, _Waiting[Item, Outcome]] = {}
         self._waiting = 0
         self._flushers: dict[int, asyncio.Task[None]] = {}
-        """The tasks that flush. The key is the least number of waiting items with which the task takes a batch."""
+        """The tasks that flush. The key of a task is a number of items. The task takes a batch only if at least this
+        number of items wait.
+        """
 
         self._draining = False
         self._flushed_at = float("-inf")
@@ -158,8 +160,8 @@ class GroupCommit(Generic[Item, Outcome]):
         return await future
 
     def seconds_if_full(self) -> int | None:
-        """Return None if the queue has room for an item. If it has no room, return the seconds after which to try
-        again.
+        """Return None if the queue has room for an item. If the queue has no room, return the seconds after which to
+        try again.
         """
         return self._when_to_come_again() if self._is_full() else None
 

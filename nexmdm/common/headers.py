@@ -7,7 +7,9 @@ from nexmdm.common.asgi_types import Scope
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """The headers of a request. `values` has the values of each lower-case name. `size` is their size in bytes."""
+    """The headers of a request. `values` has the values of each lower-case name. `size` is the size of all headers in
+    bytes.
+    """
 
     values: dict[bytes, list[bytes]]
     size: int

@@ -58,7 +58,7 @@ def alias(given: str) -> str:
 
 
 def named_alias(given: str) -> str:
-    """Return an alias with which a caller names a device, without blanks around it, in NFC.
+    """Return an alias from a request, without blanks around it, in NFC. The alias names a device that exists.
 
     All characters are allowed, because aliases of earlier versions may contain them. Raises ValueError if the alias is
     empty or too long.
@@ -76,15 +76,14 @@ def comparison_key(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """Return a text in one case and Unicode composition, to search for it in comparison keys."""
+    """Return a text in the case and Unicode composition of comparison keys, for a search in these keys."""
     return normalize("NFC", normalize("NFC", text).casefold())
 
 
 def push_token(given: str) -> str:
-    """Return a push token unchanged. Raises ValueError if it is invalid.
-
-    Invalid are blanks, control characters, lone surrogates and placeholders. The length is checked in another place.
-    Each heartbeat with a push token calls this function, so it must be fast.
+    """Return a push token unchanged. Raises ValueError for a placeholder, and for a push token with blanks, control
+    characters or lone surrogates. The function does not check the length. Each heartbeat with a push token calls this
+    function, so it must be fast.
     """
     if given.isascii():
         is_broken = len(given.encode().translate(None, _BLANK_OR_CONTROL)) != len(given)

@@ -1,4 +1,6 @@
-"""Pages of lists, newest row first. A page continues below the last key, so new and deleted rows do not shift it."""
+"""Pages of lists, newest row first. A page begins below the last key of the page before it. So new and deleted rows do
+not shift a page.
+"""
 
 import base64
 import binascii

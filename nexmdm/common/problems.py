@@ -76,7 +76,9 @@ class Problem:
 
 
 def general(status: int, detail: str, **headers: str) -> Problem:
-    """Return a problem with the code of GENERAL for this status. The code is `error` if GENERAL has none."""
+    """Return a problem with the code of GENERAL for this status. If GENERAL has no code for this status, the code is
+    `error`.
+    """
     return Problem(status, GENERAL.get(status, "error"), detail, headers=headers)
 
 

@@ -52,7 +52,7 @@ def of(scope: Scope) -> RequestFacts:
 
 
 def explain(scope: Scope, error: Exception) -> None:
-    """Copy the `reason` and the `device_id` of an error, if it has them, to the facts about its request."""
+    """If an error has a `reason` or `device_id`, copy these attributes to the facts about the request."""
     reason, device_id = getattr(error, "reason", None), getattr(error, "device_id", None)
     if isinstance(reason, str) and reason:
         of(scope).reason = reason

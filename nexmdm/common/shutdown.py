@@ -1,4 +1,4 @@
-"""Whether this process must stop. Code in which a client waits must check this."""
+"""Whether this process must stop. Code that lets a client wait must call is_requested()."""
 
 import signal
 import threading

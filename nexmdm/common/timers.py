@@ -25,7 +25,7 @@ class OneCall:
 
 
 class Timer(OneCall):
-    """A timer for one call. If several times are set, the call is made at the earliest of them."""
+    """A timer for one call. If several times are set, the call is made at the earliest time."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         super().__init__(call)

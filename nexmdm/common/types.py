@@ -31,7 +31,9 @@ TOO_DEEP: Final = f"must not be nested deeper than {MAX_DEPTH} levels"
 MAX_INTEGER: Final = 2**63 - 1
 MIN_INTEGER: Final = -(2**63)
 MAX_UNKNOWN: Final = 100
-"""The largest number of unknown fields that an error lists. For a body with more of them, the error lists no fields."""
+"""The largest number of unknown fields that an error lists. For a body with more unknown fields, the error lists no
+fields.
+"""
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -233,7 +235,7 @@ FreeObject = Annotated[dict[str, Any], AfterValidator(_free)]
 
 @dataclass(frozen=True, slots=True)
 class Storable:
-    """Annotates a JSON object that is stored as sent. The object must pass check_json() and may not be larger than
+    """Annotates a JSON object that is stored as sent. The object must pass check_json(), and must not be larger than
     `limit`.
     """
 

@@ -53,9 +53,8 @@ def ensure() -> None:
 
 @transaction.atomic
 def move() -> int:
-    """Move up to BATCH restored events into a new epoch. With the last of these events, begin the epoch.
-
-    Return the number of moved events. It is 0 if the epoch has begun already.
+    """Move up to BATCH restored events into a new epoch. When no restored events are left, begin the epoch. Return the
+    number of moved events. The number is 0 if the epoch has begun already.
     """
     database.advisory_lock("epoch of events", "")
     if _is_current():

@@ -1,9 +1,9 @@
 """The event feed: pages of events after a cursor, in an order that never changes.
 
-One row of the table stores one event for each of its devices. Events are ordered by `xid`, then by the row's number,
-then by device. `xid` is a transaction id. It is the id of the event's own
-transaction, or a later id if this transaction waited for a lock (migration 0012). So if one
-event was committed before another event was written, the other event comes later.
+One row of the table can have several devices, and stores one event for each device. Events are ordered by `xid`, then
+by the row's number, then by device. `xid` is a transaction id. It is the id of the transaction that wrote the event, or
+a later id if this transaction waited for a lock (migration 0012). So if event A was committed before event B was
+written, A comes before B in the feed.
 
 Transactions may commit in another order than they begin. So a reader sees only rows below the horizon. The horizon is
 the lowest `xid` of all open write transactions of the cluster. After a reader has passed a place, no event can be
@@ -29,7 +29,10 @@ SCANNED: Final = 10_000
 """The largest number of rows that are read for one page with a filter."""
 
 SCANNED_FOR_TAGS: Final = 1000
-"""The same number if tags are given: each device of a row is looked up, and a row has up to 1,000 devices."""
+"""The largest number of rows that are read for one page with tags in the filter.
+
+This number is lower, because each device of a row is looked up, and a row has up to 1,000 devices.
+"""
 
 
 class Happening(NamedTuple):

@@ -1,7 +1,7 @@
 """The handler of the admin site, with a limit on logins and two gates.
 
-Any client may request pages of the admin site, which shares its process and connection pool with the API. So only a few
-requests run at the same time. Other requests are refused here, before Django runs.
+Any client may request pages of the admin site. The admin site and the API share the process and the connection pool. So
+only a few requests for the admin site run at the same time. Further requests are refused here, before Django runs.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ waiting request waits for about 5 s.
 """
 
 REFUSAL_SECONDS: Final = 1
-"""The time in seconds before a refusal is sent. Without this delay, a client that repeats immediately would cost more
-than a client that is served.
+"""The time in seconds before a refusal is sent. Without this delay, a client that immediately repeats refused requests
+would cost more than a client that is served.
 """
 
 
@@ -69,7 +69,9 @@ class SiteHandler:
 
 
 async def _admit_password(turn: SiteTurn, held: AsyncExitStack) -> None:
-    """Count an attempt to log in, and then enter the gate PASSWORDS. The close of `held` leaves the gate."""
+    """Count an attempt to log in, and then enter the gate PASSWORDS. When the caller closes `held`, the request leaves
+    the gate.
+    """
     logins.refuse_over_limit(turn.address)
     # Do not count an attempt that the gate refuses: in a flood, repeats would use up the address's limit of logins.
     PASSWORDS.check(turn.address)

@@ -1,7 +1,7 @@
 """The handler of the API. It uses Django's resolver and views, but no middleware and no signals of Django.
 
 Django's own handler copies each body to a file object. It runs signals and `response.close` in threads, and cancels a
-view if its client has left. This handler does none of this (docs/decisions/0002-lean-asgi-stack.md).
+view if its client has left. This handler does none of these things (docs/decisions/0002-lean-asgi-stack.md).
 """
 
 from http import HTTPStatus

@@ -183,7 +183,9 @@ class RefusedConnection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(REFUSED_SECONDS, self._end)
 
     def data_received(self, data: bytes) -> None:
-        """Answer, and drop all further data. With unread data at the close, the client might lose the answer."""
+        """Answer, and drop all further data. If data were unread when the connection is closed, the client might lose
+        the answer.
+        """
         self._answer()
         self._drained += len(data)
         if self._drained > REFUSED_BYTES:

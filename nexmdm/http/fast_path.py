@@ -106,7 +106,9 @@ class FastPath(Generic[Fields]):
 
 
 def fast_paths(ordinary: ApiHandler) -> dict[str, FastPath[Any]]:
-    """Return the ASGI applications by their paths. `ordinary` is the handler for requests that they do not serve."""
+    """Return the ASGI applications by their paths. `ordinary` is the handler for requests that these applications do
+    not serve.
+    """
     heartbeats = FastPath(HEARTBEAT, Heartbeat, _take_heartbeat, lambda: check_in.batcher().seconds_if_full(), ordinary)
     reports = FastPath(
         ACTION_RESULT, ActionResult, _take_report, lambda: report_intake.batcher().seconds_if_full(), ordinary

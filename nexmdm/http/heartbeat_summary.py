@@ -51,12 +51,12 @@ class HeartbeatSummary:
         self._timer.set(self._last.at + SECONDS)
 
     def stop(self) -> None:
-        """Write the last line, and no more lines after it."""
+        """Write the last line. After this line, write no more lines."""
         self._timer.stop()
         self.write()
 
     def write(self) -> None:
-        """Write a line about the heartbeats since the last line, if there were any."""
+        """Write a line about the heartbeats since the last line. If there were no heartbeats, write nothing."""
         before, self._last = self._last, _Counted.now()
         verdicts = self._last.verdicts - before.verdicts
         if not verdicts:

@@ -31,8 +31,8 @@ UNPARSED: Final = SharedBytes(64 * 1024 * 1024)
 PAUSE_SECONDS: Final = 0.002
 """The shortest time between the starts of two pipelined requests.
 
-If an event loop never waits, other threads get Python's interpreter only every 5 ms. The thread of a signed call needs
-the interpreter about twelve times.
+During this pause, other threads get Python's interpreter. Without a pause, other threads get the interpreter only every
+5 ms. The thread of a signed call needs the interpreter about twelve times.
 """
 
 _PORTION: Final = re.compile(rb"(?:[^\n]*+\n){%d}" % PORTION_LINES)
@@ -60,7 +60,7 @@ class Flow(FlowControl):
 class Turns:
     """Starts pipelined requests: one request every PAUSE_SECONDS, from one connection after the other.
 
-    So pipelined requests delay other requests by at most one request at a time, even with many connections.
+    So a request that is not pipelined waits for at most one pipelined request at a time, even with many connections.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Turns:
         self._free_at = 0.0
 
     def wait(self, start: Callable[[], None]) -> None:
-        """Call `start` after all functions that wait already."""
+        """Call `start` after all functions that were given to wait() before."""
         self._waiting.append(start)
         if len(self._waiting) == 1:
             self._wait()

@@ -1,6 +1,6 @@
 """Ask the web process of this machine for its health: `python -m nexmdm.http.probe /healthz`, for health checks.
 
-The exit status is 0 if the answer is 200. The Host header is one that ALLOWED_HOSTS accepts.
+The exit status is 0 if the answer is 200. The request has a Host header that ALLOWED_HOSTS accepts.
 """
 
 import http.client

@@ -101,7 +101,7 @@ class Protocol(HttpToolsProtocol):
             self._counted_as = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data until the limit of waiting requests is reached. Keep the rest of the data unparsed."""
+        """Parse the data. If the limits of pipelining.py are reached, keep the remaining data unparsed."""
         if self._deaf:
             self._throw_away(len(data))
         elif self._unparsed or self.pipeline:
@@ -126,7 +126,7 @@ class Protocol(HttpToolsProtocol):
             HELD.inc()
 
     def _parse(self, portion: bytes) -> int:
-        """Parse a portion. Return the number of parsed bytes, which end after the head of a request for an upgrade."""
+        """Parse a portion, up to the head of a request for an upgrade. Return the number of parsed bytes."""
         self._unset_keepalive_if_required()
         parsed = len(portion)
         try:
@@ -156,7 +156,7 @@ class Protocol(HttpToolsProtocol):
         return parsed
 
     def _is_full(self) -> bool:
-        """Return whether a request waits for another request, or much of a body waits for the application."""
+        """Return whether a request waits for an earlier request, or the application has not read much of a body."""
         return bool(self.pipeline) or (not self._is_idle() and len(self.cycle.body) > HIGH_WATER_LIMIT)
 
     def _may_read(self) -> bool:
@@ -174,7 +174,7 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def _keep(self, rest: bytes) -> None:
-        """Keep `rest` as the data that is not parsed yet. If no more data will be parsed, drop it."""
+        """Keep `rest` as the data that is not parsed yet. If no more data will be parsed, drop `rest`."""
         rest = b"" if self._deaf else rest
         UNPARSED.change(self._counted_as or "", len(rest) - len(self._unparsed))
         self._unparsed = rest
@@ -190,7 +190,7 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header. Ignore trailers: they would be added to headers that were checked already.
 
-        This repeats uvicorn's code: a call of uvicorn's method for each header costs half a microsecond a heartbeat.
+        This method repeats uvicorn's code. Calls of uvicorn's method would cost half a microsecond for each heartbeat.
         """
         if self._in_head:
             name = name.lower()
@@ -254,11 +254,11 @@ class Protocol(HttpToolsProtocol):
         self._taken_timer.start(self._taken_seconds)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, even if its client has not read its last answer."""
+        """Close an idle connection, even if the client has not read the last answer."""
         self._close()
 
     def pause_writing(self) -> None:
-        """Pause until the client has read the data. If this takes too long, the connection is closed."""
+        """Stop writing until the client has read the written data. If this takes too long, the connection is closed."""
         super().pause_writing()
         self._taken_timer.start(self._taken_seconds)
 
@@ -326,7 +326,7 @@ class Protocol(HttpToolsProtocol):
             self._end_with(problem, reason)
 
     def _refuse_body(self, problem: Problem) -> None:
-        """Answer a request whose body is not complete with `problem`, unless it already has an answer."""
+        """Answer an incomplete request with `problem`, unless this request already has an answer."""
         if self._is_idle():
             self._close()
             return

@@ -85,7 +85,7 @@ def note_unread(problem: Problem, client: str, correlation_id: str, reason: str)
 
 
 async def drain() -> None:
-    """Finish all waiting refusals: find their devices, store them, and log them. Call it before the process ends."""
+    """Find the devices of all waiting refusals. Store and log these refusals. Call drain() before the process ends."""
     await _devices.drain()
     _lines.write_all()
 
@@ -119,7 +119,7 @@ def _route(path: str) -> str:
 
 
 def _claim(status: int, code: str, known: RequestFacts) -> Claim | None:
-    """Return the claim of the request's token, or None if there is none or if the refusal means that the token is
+    """Return the claim of the request's token. Return None if there is no token, or if `code` means that the token is
     wrong.
     """
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == rate_limits.FAILURES:

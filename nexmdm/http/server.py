@@ -1,7 +1,7 @@
-"""The server of one web worker, `python -m nexmdm.web`. It listens on HOST and PORT, or on a socket of its parent.
+"""The server of one web worker, `python -m nexmdm.web`. The server listens on HOST and PORT, or on a socket of the
+parent process.
 
-NEXMDM_LISTEN_FD is the number of the parent's socket. `serve` or systemd opens this socket, and several workers can
-share it.
+NEXMDM_LISTEN_FD is the number of this socket. `serve` or systemd opens this socket, and several workers can share it.
 """
 
 import asyncio
@@ -134,8 +134,8 @@ class AcceptingServer(uvicorn.Server):
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections. After uvicorn's server has accepted one, this class accepts all others that
-        wait.
+        """Begin to accept connections. After uvicorn's server has accepted a connection, this class accepts the further
+        connections that wait.
         """
         assert sockets is not None
         self._listener = sockets[0]
@@ -146,8 +146,8 @@ class AcceptingServer(uvicorn.Server):
         await super().startup(sockets)
 
     def _make_and_look(self, **given: Any) -> asyncio.Protocol:
-        """Create the protocol of a connection that uvicorn's server has accepted. Then accept the connections that
-        wait.
+        """Create the protocol of a connection that uvicorn's server has accepted. Then accept the further connections
+        that wait.
         """
         if not self._looks:
             self._looks = True

@@ -34,8 +34,8 @@ failed. If many receivers hang, enough slots stay free for all other webhooks.
 """
 
 FAILING_PER_LOOK: Final = 25
-"""The largest number of failing webhooks that one look takes. All webhooks share the lane's thread, so other webhooks
-would wait while this thread reads the events of many failing webhooks.
+"""The largest number of failing webhooks that the lane takes in one look. All webhooks share the lane's thread. While
+this thread reads the events of many failing webhooks, all remaining webhooks wait.
 """
 
 POLL_SECONDS: Final = 0.3

@@ -87,7 +87,8 @@ class Results(NamedTuple):
 def claim(most: int, most_failing: int) -> list[Webhook]:
     """Take the leases of up to `most` webhooks that have something to send and no valid lease. Return these webhooks.
 
-    At most `most_failing` of the webhooks are failing: their last attempt failed. All other webhooks are taken first.
+    At most `most_failing` of the webhooks are failing: their last attempt failed. Webhooks that are not failing are
+    taken first.
     """
     xid, row_id = feed.newest_readable()
     parameters = {"lease": uuid4(), "length": LEASE, "xid": str(xid), "id": row_id}

@@ -58,8 +58,8 @@ def attempts(webhook_id: UUID, page: Page) -> tuple[list[WebhookAttempt], str | 
 def change(webhook_id: UUID, changes: dict[str, Any], principal: str) -> Webhook:
     """Change the fields of a webhook that `changes` contains. Raises UnknownWebhook.
 
-    If the URL changes or the webhook is resumed, the next attempt is due immediately. The 72 hours after which failures
-    pause the webhook begin again.
+    If the URL changes or the webhook is resumed, the next attempt is due immediately. The webhook then has 72 hours
+    again before failures pause it.
     """
     changed = _locked(webhook_id)
     if changes.get("paused") and not changed.paused:

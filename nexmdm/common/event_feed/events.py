@@ -1,7 +1,8 @@
 """Functions that append events to the event feed. An event is written in the transaction that stores its fact.
 
-If the events of one statement differ only in their device, one row stores up to DEVICES_PER_ROW events. A command that
-is cancelled on 100,000 devices writes 100 rows. nexmdm/events/feed.py returns one event for each device.
+If the events of one statement differ only in their device, one row stores up to DEVICES_PER_ROW events. For example,
+the cancellation of a command to 100,000 devices writes 100 rows. nexmdm/events/feed.py returns one event for each
+device.
 """
 
 from collections.abc import Mapping, Sequence

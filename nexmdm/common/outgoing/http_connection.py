@@ -90,7 +90,7 @@ class HttpConnection(asyncio.Protocol):
                 self._overflow()
 
     def on_message_begin(self) -> None:
-        """Close the connection if a second response follows, because the next request must not get this response."""
+        """Close the connection if a second response follows. The next request must not get the second response."""
         if self._response is None or self._response.done():
             self._transport.abort()
 
@@ -103,7 +103,7 @@ class HttpConnection(asyncio.Protocol):
                 self._has_length = True
 
     def on_headers_complete(self) -> None:
-        """Note whether the body ends with the connection, because the response has no length."""
+        """If the response has no length, note that the body ends with the connection."""
         self._is_whole_at_the_end = not self._has_length
 
     def on_body(self, part: bytes) -> None:

@@ -10,8 +10,8 @@ from nexmdm.common.overload.gates import GateFull
 from nexmdm.common.overload.per_loop import PerLoop
 
 RESERVED_CONNECTIONS: Final = 4
-"""Connections that are kept for four kinds of work: flushes of heartbeats, flushes of reports, flushes of small
-commands, and the check whether the process is ready. In a dispatcher, claims replace the flushes of heartbeats. A
+"""The number of connections that are kept for four kinds of work: flushes of heartbeats, flushes of reports, flushes of
+small commands, and the check whether the process is ready. In a dispatcher, claims replace the flushes of heartbeats. A
 process does each kind of work one at a time.
 """
 
@@ -19,7 +19,7 @@ SIGNED_TURNS: Final = 1
 """The number of turns that only signed calls may use."""
 
 LEAST_WORK_SECONDS: Final = 1
-"""The time that must be left for work after its wait. With less time, the work would begin but not end in time."""
+"""Work begins only if at least this time is left before its deadline, in seconds."""
 
 
 def unsigned() -> int:
@@ -80,5 +80,5 @@ _turns: Final = PerLoop(Turns)
 
 
 def of_loop() -> Turns:
-    """Return the turns of the running loop. Code that uses a connection without run_in_db_thread() needs a turn."""
+    """Return the turns of the running loop. Code that uses a connection without run_in_db_thread() must take a turn."""
     return _turns.get()

@@ -1,7 +1,6 @@
-"""Gates: limits on expensive work. A gate limits how much work runs, how much work waits, and how long it waits.
-
-Each piece of work has a key, such as the address of its client. A gate has limits for all its work, and lower limits
-for the work with the same key. Use a gate only on an event loop.
+"""Gates: limits on expensive work. A gate limits three things: the pieces of work that run, the pieces of work that
+wait, and the time of a wait. Each piece of work has a key, such as the address of the client. A gate has limits for all
+work, and lower limits for the work of one key. Use a gate only on an event loop.
 """
 
 import asyncio
@@ -46,7 +45,8 @@ class _State:
 
 
 class Gate:
-    """Lets `at_once` pieces of work run and `waiting` more pieces wait, for at most `seconds`. Refuses more work.
+    """Lets at most `at_once` pieces of work run. At most `waiting` further pieces wait. A piece that has waited for
+    `seconds` is refused. Work above these limits is refused too.
 
     Of the work with one key, at most `at_once_per_key` pieces run and `waiting_per_key` pieces wait. Work of another
     key may overtake work whose key has reached its limit. `name` is the label of the gate in the metrics.
@@ -71,7 +71,7 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self, key: Hashable) -> AsyncIterator[bool]:
-        """Run the block when the gate lets it in. The value is whether the block had to wait. Raises GateFull."""
+        """Run the block when the gate lets it in. The `as` value is True if the block had to wait. Raises GateFull."""
         waited = await self.enter(key)
         try:
             yield waited

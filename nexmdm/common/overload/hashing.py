@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Final
 
 NICENESS: Final = 5
-"""A number that is added to the niceness of the process. A hash then gets about a quarter of a processor that the event
-loop needs too.
+"""A number that is added to the niceness of the process. If the event loop needs the processor of a hash, the hash gets
+about a quarter of this processor.
 """
 
 _NICEST: Final = 19

@@ -19,8 +19,8 @@ class SharedLookup(Generic[T]):
     async def outcome(self, within_seconds: float | None = None) -> T:
         """Return the outcome of the look-up, or raise its error.
 
-        Raises TimeoutError if the look-up has run for longer than `within_seconds`. The look-up then continues. No
-        second look-up begins before it ends.
+        Raises TimeoutError if the look-up has run for longer than `within_seconds`. The look-up then continues. The
+        next look-up begins only after the end of this look-up.
         """
         loop = asyncio.get_running_loop()
         run = self._running.get(loop)

@@ -24,7 +24,7 @@ _BEGIN_SECONDS: Final = 5
 """The longest time for the first query on a new connection."""
 
 _SPARE_SECONDS: Final = 1
-"""The time that this process waits for an answer beyond PostgreSQL's own limit for a statement."""
+"""After PostgreSQL's limit for a statement, this process waits for this additional time for an answer, in seconds."""
 
 _REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
 """The messages with which PgBouncer, Neon and RDS Proxy refuse options."""
@@ -73,7 +73,7 @@ class Connection(psycopg.Connection[Any]):
         return super().connect(conninfo, **parameters | {"options": others})
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
-        """Wait as psycopg does, but not beyond this thread's deadline. Raises NoAnswer, NotReplicated."""
+        """Wait like psycopg, but at most until this thread's deadline. Raises NoAnswer, NotReplicated."""
         left = deadline.seconds_left()
         if left is None or (timeout is not None and timeout < left):
             answer = super().wait(gen, interval, timeout)
@@ -94,7 +94,7 @@ class Connection(psycopg.Connection[Any]):
         return answer
 
     def begin_statements(self) -> tuple[str, ...]:
-        """Return BEGIN and the settings, with which a transaction of several messages begins."""
+        """Return BEGIN and the settings: the first statements of a transaction that has several messages."""
         return (self._get_tx_start_command().decode(), *self.first_statements)
 
     @contextmanager
@@ -129,7 +129,7 @@ class Connection(psycopg.Connection[Any]):
             self.execute("RESET ALL")
 
     def settings_of_session(self) -> Mapping[str, str]:
-        """Return the settings from the URL and from NexMDM that each session or transaction gets."""
+        """Return the settings that each session or transaction gets. They come from the database URL and NexMDM."""
         return self._settings
 
     def _begin(self, options: str) -> None:

@@ -1,4 +1,6 @@
-"""Outages of the database, as this process sees them. The log gets each reason once, and one line at the end."""
+"""Outages of the database, as this process sees them. The log contains each reason once, and one line at the end of the
+outage.
+"""
 
 import threading
 import time
@@ -15,7 +17,9 @@ example, a server with a full disk can still read.
 """
 
 HELD_OFF_SECONDS: Final = 0.5
-"""After hold_off(), no work waits for a connection for this number of seconds. Such work fails immediately."""
+"""For this number of seconds after hold_off(), no work waits for a connection. Work without a connection fails
+immediately.
+"""
 
 VAGUE_SECONDS: Final = 6
 """A vague reason is logged only if no better reason came within this time. An attempt to connect takes up to 5 s."""

@@ -37,7 +37,9 @@ def parse(options: str) -> tuple[dict[str, str], str]:
 
 
 def statements(settings: Mapping[str, str]) -> list[str]:
-    """Return the statements that give one transaction these settings. They must come before all other statements."""
+    """Return the statements that give one transaction these settings. These statements must be the first statements of
+    the transaction.
+    """
     # Do not use set_config(): it is a query, and after a query the isolation level can no longer be set.
     given = {name: value for name, value in settings.items() if name != MARK and not name.startswith(_OF_SOCKETS)}
     isolation = given.pop(ISOLATION, "read committed")

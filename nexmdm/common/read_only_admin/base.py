@@ -1,7 +1,8 @@
 """Base classes of the admin site's pages. All pages are read-only, and equally fast for tables of every size.
 
 A list reads one page in descending order of the key, without OFFSET. The next page continues below the last key. A list
-counts no rows: its total is an estimate of PostgreSQL. The page hides an estimate that is smaller than its own rows.
+counts no rows: its total is an estimate of PostgreSQL. If the estimate is smaller than the number of rows on the page,
+the page hides the estimate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ class NewestFirst(ChangeList):
     older: str = ""
     continued: bool = False
     estimate: int = 0
-    """An estimate of the number of all rows. It is 0 if it is unknown or smaller than the page."""
+    """An estimate of the number of all rows. The estimate is 0 if it is unknown, or if the page has more rows."""
 
     @property
     def estimate_shown(self) -> str:
@@ -241,7 +242,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
 
 
 class NewestRows(InlineFormSet):
-    """The newest rows of an inline, at most `most`. `order` is the order in which they are shown."""
+    """The newest rows of an inline, at most `most`. `order` is the order in which the rows are shown."""
 
     most = 20
     order: ClassVar[Sequence[Any]] = ("-pk",)

@@ -34,7 +34,8 @@ _LOOK_OF: Final = {word: look for look, words in _LOOKS.items() for word in word
 class Column:
     """A column that shows an attribute of a row. `path` is a dotted path such as `presence.last_seen_at`.
 
-    In the admin class, the column must not have the name of a field of the model: Django would show this field.
+    In the admin class, the column must not have the name of a field of the model: Django would show the field and not
+    the column.
     """
 
     def __init__(self, path: str, label: str = "") -> None:

@@ -56,7 +56,7 @@ class ChoiceFilter(admin.SimpleListFilter):
 
 
 class SpanFilter(admin.SimpleListFilter):
-    """A filter by a length of time before now. `spans` has the lengths by their labels."""
+    """A filter by a length of time before now. `spans` maps each label to its length of time."""
 
     spans: ClassVar[Mapping[str, timedelta]]
 
@@ -119,7 +119,7 @@ class FormFilter(admin.ListFilter):
         return True
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
-        """Return all other query parameters. The form must send them too."""
+        """Return the query parameters that do not belong to this filter. The form must send these parameters too."""
         for name, values in changelist.filter_params.items():
             if name not in self.parameters:
                 yield from ({"name": name, "value": value} for value in values)
@@ -203,10 +203,9 @@ def _first_key(model: type[Model], column: str, moment: datetime) -> int:
 
 
 def all_of(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Return a subquery with the keys of these rows, which PostgreSQL does not merge with the outer query.
+    """Return a subquery with the keys of these rows. PostgreSQL does not merge this subquery with the outer query.
 
-    Use it for a filter whose matches may all be old. Without it, PostgreSQL's planner assumes that matches are spread
-    evenly. PostgreSQL would read the list from its newest row on until it has found a page of matches. This may be the
-    whole list.
+    Use this function for a filter whose matches may all be old. Without this function, PostgreSQL assumes that matches
+    are spread evenly. PostgreSQL then begins at the newest row, and may read the whole list to find a page of matches.
     """
     return rows.order_by().values("pk")[:EVERY]

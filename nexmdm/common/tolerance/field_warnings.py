@@ -62,7 +62,8 @@ class _Collapsed:
 
 
 _collapsed: Final[dict[tuple[str, str], _Collapsed]] = {}
-"""The states by route and field. A note's `field` never contains a key that a phone invented, so the dict stays small.
+"""The states of the log lines, by route and field. The dict stays small, because no `field` contains a key that a phone
+invented.
 """
 
 

@@ -1,7 +1,8 @@
-"""The repair of bodies of phones. A request is refused only because of a field that decides.
+"""The repair of bodies of phones. Each field of a device body is annotated with its role: the field decides, or the
+field only informs.
 
-Each field of a device body is annotated with its role: it decides, or it only informs. An invalid value of a field that
-informs is repaired or dropped. The type of the field determines the repair. A valid body is not changed.
+If a field that decides has an invalid value, the request is refused. If a field that only informs has an invalid value,
+this value is repaired or dropped. The type of the field determines the repair. A valid body is not changed.
 """
 
 import re
@@ -32,8 +33,8 @@ B = TypeVar("B", bound=DeviceBody)
 class Role:
     """The role of a field of a device body. The OpenAPI document contains its description.
 
-    If `decides` is true, an invalid value refuses the request. If `decides` is false, an invalid value is repaired or
-    dropped. If `repairs` is false, an invalid value is always dropped.
+    If `decides` is true, the server refuses a request with an invalid value. If `decides` is false, an invalid value is
+    repaired or dropped. If `repairs` is false, an invalid value is always dropped.
     """
 
     decides: bool
@@ -71,7 +72,8 @@ class Note(NamedTuple):
 
 
 class Reading(Generic[B]):
-    """The body of a phone after the repair, and the notes on the repair. A change of the spelling alone has no note.
+    """The body of a phone after the repair, and the notes on the repair. If only the spelling of a value was changed,
+    there is no note.
 
     An operation whose body has the type Reading[Model] accepts repaired bodies. The OpenAPI document shows Model.
     """
@@ -131,8 +133,8 @@ class Unrepairable(ValueError):
 
 
 Repair = Callable[[Any, _Place], Any]
-"""A function that returns a value which may be valid. It adds a note unless it only changes the spelling. Raises
-ValueError.
+"""A function that returns a value which may be valid. If the function changes more than the spelling, it adds a note.
+Raises ValueError.
 """
 
 
@@ -145,7 +147,8 @@ class Informing(NamedTuple):
 
 @cache
 def informing(schema: type) -> Mapping[str, Informing]:
-    """Return the fields that only inform, by name. `schema` is a device body, or an object inside a device body.
+    """Return the fields of `schema` that only inform. `schema` is the type of a device body, or of an object in such a
+    body.
 
     Raises TypeError for a field without a role.
     """

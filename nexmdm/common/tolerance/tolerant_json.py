@@ -1,6 +1,6 @@
 """A tolerant parser for JSON from phones. It reads bodies that a strict parser refuses.
 
-Lone surrogates and numbers of any size are kept, so that the role of their field decides about them
+The parser keeps lone surrogates and numbers of any size. The repair then repairs, drops or refuses these values
 (nexmdm/common/tolerance/repair.py). NaN, infinity, invalid JSON and invalid UTF-8 are errors.
 """
 
@@ -18,7 +18,9 @@ READ_DEPTH: Final = 2 * MAX_DEPTH
 """
 
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-"""A string, with or without its closing quote. A required quote would make unclosed strings take quadratic time."""
+"""A string, with or without a closing quote. If the closing quote were required, unclosed strings would take quadratic
+time.
+"""
 
 
 def parse(raw: bytes) -> Any:

@@ -11,8 +11,7 @@ from nexmdm.common.asgi_types import Scope
 from nexmdm.common.headers import Headers
 
 HOPS: Final = 32
-"""The number of entries of X-Forwarded-For that are read, from the end. Trusted proxies did not write earlier entries.
-"""
+"""The largest number of entries of X-Forwarded-For that are read, beginning with the last entry."""
 
 
 def set_client(scope: Scope, headers: Headers) -> None:
