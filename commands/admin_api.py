@@ -143,7 +143,7 @@ def _shared_result(outcome: Issued | issuing.Refusal) -> WriteResult[Any] | Exce
 
 
 small_commands: Final = SharedWrites(_issue_together)
-"""The commands that a request issues to few devices. Commands that wait at the same moment share a transaction."""
+"""The signed writes that issue a command to few devices. Writes that wait at the same moment share a transaction."""
 
 
 def _command_request(body: NewCommand, issued_by: str) -> CommandRequest:

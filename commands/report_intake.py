@@ -35,7 +35,7 @@ log = structlog.get_logger()
 BATCH: Final = 500
 WAITING_LIMIT: Final = 5000
 LONGEST_WAIT_SECONDS: Final = 1.0
-"""If the first waiting report has waited longer than this time, a further report is refused, in seconds.
+"""If the first waiting report has waited longer than this time (in seconds), a further report is refused.
 
 This rule applies only while more than one batch waits. The time until a busy event loop reads a report does not count.
 """

@@ -39,9 +39,7 @@ from nexmdm.common.tolerance.repair import Note
 from nexmdm.common.types import rfc3339
 
 INTERVAL_SPREAD: Final = 10
-"""The time to the next heartbeat is random: the heartbeat interval, plus or minus at most a tenth (1 /
-INTERVAL_SPREAD).
-"""
+"""The time to the next heartbeat is random: at most a tenth (1 / INTERVAL_SPREAD) below or above the interval."""
 
 log = structlog.get_logger()
 

@@ -73,7 +73,7 @@ class AttemptActionFilter(DeliveryActionFilter):
 
 
 def _is_common(action: str) -> bool:
-    """Return whether the action is common. A page of rows with a common action is among the newest rows."""
+    """Return whether the action is common, by the rules of COMMON."""
     latest = Command.objects.order_by("-pk")[:LATEST]
     counted = latest.aggregate(
         all=Sum("device_count", default=0), mine=Sum("device_count", default=0, filter=Q(action=action))

@@ -10,7 +10,7 @@ from commands.push.outbox import Claimed
 from nexmdm.common import database
 
 FRESH_SECONDS: Final = 1.0
-"""For this time after a check, pushes may be sent without a new check, in seconds.
+"""For this time (in seconds) after a check, pushes may be sent without a new check.
 
 The check reads from the database which pushes may still be sent.
 """

@@ -61,7 +61,7 @@ AFTER_FAILURE_SECONDS: Final = 1.0
 """The pause after a claim that failed, in seconds."""
 
 LEAVES_WITHIN_SECONDS: Final = outbox.LEASE.total_seconds() - fcm.TIMEOUT_SECONDS - 5
-"""For this time after a claim, the claimed push may be sent, in seconds.
+"""For this time (in seconds) after a claim, the claimed push may be sent.
 
 The rest of the lease is for FCM's answer (TIMEOUT_SECONDS) and for recording the answer (5 s).
 """

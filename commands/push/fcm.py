@@ -198,8 +198,9 @@ class Sender:
 def encode(push: FcmMessage) -> bytes:
     """Return the body of the HTTP v1 request. Its `ttl` is the time from now until the command expires. Raises NotSent.
 
-    The label `analytics_label` of the message is the action. Therefore FCM's statistics show a number for each action.
-    The body equals the body that firebase_admin.messaging makes, but firebase_admin needs three times as long.
+    The label `analytics_label` of the message is the action. Therefore FCM's statistics show the number of messages for
+    each action. The body equals the body that firebase_admin.messaging makes, but firebase_admin needs three times as
+    long.
     """
     now = time.monotonic()
     seconds_left = push.expires_at - now

@@ -26,9 +26,7 @@ During this time, new connections do not ask the resolver again.
 """
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
-"""If a connection is not open after this time, the next address of the host is tried too, in seconds (RFC 8305, section
-5).
-"""
+"""If a connection is not open after this time (in seconds), the next address is tried too (RFC 8305, section 5)."""
 
 MOST_BYTES: Final = 1_000_000
 """The longest response that is read, in bytes. FCM's responses are shorter than a kilobyte."""
@@ -87,8 +85,8 @@ class FcmConnections:
         return (self._request_line + fields).encode("ascii")
 
     def _take_idle(self) -> HttpConnection | None:
-        """Return the idle connection that was used last, or None. Therefore a connection that is not needed stays idle
-        until it is closed.
+        """Return the idle connection that was used last, or None. Connections that are not needed then stay idle until
+        they are closed.
         """
         while self._idle:
             connection = self._idle.pop()

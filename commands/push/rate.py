@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 BURST_SECONDS: Final = 0.1
-"""The token bucket contains at most the pushes of this time, in seconds."""
+"""The token bucket contains at most the pushes of this time (in seconds)."""
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ class CollapsedLog(Generic[E]):
     def count(self, key: Hashable) -> bool:
         """Count one more event if a line for equal events waits. If no such line waits, return False and do nothing.
 
-        If the result is True, the caller need not build the event and call add().
+        If the result is True, the event will be logged, and the caller must not call add().
         """
         line = self._lines.get(key)
         if line is None or not line.count or line.due <= time.monotonic():

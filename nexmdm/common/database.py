@@ -91,7 +91,7 @@ def begin_request(client: str, began_at: float | None = None) -> None:
 
 
 def begin_long_request() -> None:
-    """Give each piece of database work of this context a separate deadline. Exports need this: they read many pieces."""
+    """Give each piece of database work of this context a separate deadline. Use this function for exports."""
     _request_ends_at.set(inf)
 
 

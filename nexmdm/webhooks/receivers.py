@@ -33,9 +33,7 @@ USED_SECONDS: Final = 60
 """
 
 NEXT_ADDRESS_SECONDS: Final = 0.25
-"""If a connection is not open after this time in seconds, the next address of the host is tried too (RFC 8305, section
-5).
-"""
+"""If a connection is not open after this time (in seconds), the next address is tried too (RFC 8305, section 5)."""
 
 
 class Outcome(NamedTuple):

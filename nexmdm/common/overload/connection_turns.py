@@ -19,7 +19,7 @@ SIGNED_TURNS: Final = 1
 """The number of turns that only signed calls may use."""
 
 LEAST_WORK_SECONDS: Final = 1
-"""Work begins only if at least this time is left before its deadline, in seconds."""
+"""Work begins only if at least this time (in seconds) is left before its deadline."""
 
 
 def unsigned() -> int:

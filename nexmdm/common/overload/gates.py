@@ -1,5 +1,5 @@
-"""Gates: limits on expensive work. A gate limits three things: the pieces of work that run, the pieces of work that
-wait, and the time of a wait. Each piece of work has a key, such as the address of the client. A gate has limits for all
+"""Gates: limits on expensive work. A gate limits how many pieces of work run, how many pieces of work wait, and how
+long a piece of work waits. Each piece of work has a key, such as the address of the client. A gate has limits for all
 work, and lower limits for the work of one key. Use a gate only on an event loop.
 """
 

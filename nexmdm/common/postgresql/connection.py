@@ -24,7 +24,7 @@ _BEGIN_SECONDS: Final = 5
 """The longest time for the first query on a new connection."""
 
 _SPARE_SECONDS: Final = 1
-"""After PostgreSQL's limit for a statement, this process waits for this additional time for an answer, in seconds."""
+"""This process waits for an answer longer than PostgreSQL's limit for a statement, by this number of seconds."""
 
 _REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
 """The messages with which PgBouncer, Neon and RDS Proxy refuse options."""

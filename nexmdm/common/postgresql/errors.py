@@ -55,8 +55,7 @@ _CONTENDED: Final = ("40001", "40P01")
 
 _READ_ONLY: Final = "25006"
 _UNAVAILABLE: Final = ("25P03", "25P04", "55P03", _READ_ONLY)
-"""Codes for these errors: a transaction was idle or ran for too long, a lock was not free, the server accepts no
-writes.
+"""Codes for these errors: an idle transaction, a long transaction, a lock that was not free, a server without writes.
 """
 
 _ENDS_CONNECTION: Final = ("FATAL", "PANIC")
