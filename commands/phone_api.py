@@ -20,9 +20,9 @@ async def action_result(request: HttpRequest, body: Body[Reading[ActionResult]])
     report after expiry or cancellation is stored as `late`, and does not change the state. `via` is the way in which
     the command reached the phone.
 
-    The server stores the first 100 reports on a command, and in any case the first final report. Equal reports in a row
-    that are not final are stored as one report. Further reports get the same answer as stored reports, and are only
-    counted. If a device reports more often than DEVICE_RATE_LIMIT, the device gets 429.
+    The server stores the first 100 reports on a command, and in any case the first final report. If a phone repeats a
+    report that is not final, the repetitions are stored as one report. Further reports get the same answer as stored
+    reports, and are only counted. If a device reports more often than DEVICE_RATE_LIMIT, the device gets 429.
 
     Before a phone wipes itself, the phone reports `succeeded`. This report retires the device. For 24 hours, the phone
     can repeat this report. The phone's token is not valid for any other request.

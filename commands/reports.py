@@ -30,8 +30,7 @@ An ordinary phone sends only a few reports. A phone that reports without end mus
 """
 
 EXTRA_TIME: Final = timedelta(hours=1)
-"""The time after a command's expiry in which a phone that reported `received` or `running` may send its final report.
-"""
+"""If a phone has reported `received` or `running`, it may send its final report within this time after the expiry."""
 
 
 LAST_WORD_TIME: Final = timedelta(hours=24)

@@ -215,7 +215,7 @@ async def check_in(token: tokens.Token, fields: Heartbeat, notes: Sequence[Note]
 
     InvalidToken is returned and not raised, because raised errors make work for the garbage collector. With many
     invalid tokens, this work is considerable. `notes` lists the fields of the body that were repaired or dropped.
-    `client` is the network address of the phone. The limits on database work count by this address. Raises
+    `client` is the network address of the phone. The limits on database work are for each address. Raises
     DeviceRevoked, GateFull, Overloaded, Draining, and the errors of the database.
     """
     began_at = time.monotonic()

@@ -75,7 +75,8 @@ def end_silent(limit: int) -> int:
     """End the spans of up to `limit` devices that are offline. Return the number of devices.
 
     A revoked device gets no event, because the server refuses its heartbeats. Presence rows that a heartbeat has locked
-    are skipped: the heartbeat ends the span if necessary. If the heartbeat does not end it, a later call ends it.
+    are skipped: the heartbeat ends the span if necessary. If the heartbeat does not end the span, a later call ends the
+    span.
     """
     held = database.rows(
         f"""

@@ -31,7 +31,8 @@ from nexmdm.common.postgresql.errors import Meaning, meaning_of
 log = structlog.get_logger()
 
 BUSY_SECONDS: Final = 1
-"""A process is busy if a flush begins within this time (in seconds) after the last flush. It then keeps its connection.
+"""A process is busy if a flush begins within this time (in seconds) after the last flush. A busy process keeps its
+connection.
 """
 
 HAS_OWN_THREAD = True

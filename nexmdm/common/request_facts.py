@@ -18,8 +18,7 @@ class RequestFacts:
 
     - `route` is empty until the route is known.
     - `status` is the status of the answer, and 0 until the answer begins.
-    - `refused_body` is the problem with which to answer, if the protocol has refused the body. No more of the body
-      arrives.
+    - `refused_body` is the problem in the answer, if the protocol has refused the body. No more of the body arrives.
     - `reason` is for the log.
     - `code` is the error code of an answer whose body contains no code.
     """

@@ -192,7 +192,7 @@ def parse_json(raw: bytes) -> Any:
     """Return the content of a JSON body. Raises ValueError if the body is not valid JSON.
 
     Also invalid: NaN, infinity, lone surrogates, invalid UTF-8 and extreme nesting. A byte order mark at the beginning
-    is ignored. Integers beyond 64 bit are kept unchanged.
+    is ignored. Integers of more than 64 bits are kept unchanged.
     """
     # orjson reads integers beyond 64 bit as floats. The standard library keeps them, so that an error can show them.
     raw = raw.removeprefix(BOM_UTF8)

@@ -103,7 +103,7 @@ def _free_port() -> int | None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Raise the limit on open files to DESCRIPTORS, or to the hard limit of the system if this is lower."""
+    """Raise the limit on open files to DESCRIPTORS, or to the hard limit of the system if the hard limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -127,7 +127,8 @@ def _config() -> uvicorn.Config:
 
 
 class AcceptingServer(uvicorn.Server):
-    """uvicorn's server on one listening socket, which accepts up to AT_ONCE waiting connections in one turn.
+    """uvicorn's server on one listening socket. It accepts up to AT_ONCE waiting connections in one turn of the event
+    loop.
 
     libuv 1.46 and later accepts only one connection in each turn of the event loop. The turns of a busy worker are
     long. So new connections would wait in the kernel's queue until their clients give up.

@@ -1,8 +1,8 @@
 """A connection to PostgreSQL with a deadline for each wait. Its settings also apply through a pooler.
 
 A pooler in transaction mode gives each transaction any free session. It refuses or drops the options with which a
-session starts. If a client sets a parameter of its session, the parameter is lost or reaches another client. So each
-transaction sets the parameters again, in the message of its first statement.
+session starts. If a client sets a parameter of its session, the parameter is lost, or applies to another client. So
+each transaction sets the parameters again, in the message of its first statement.
 """
 
 import re

@@ -11,7 +11,8 @@ from typing import Any, Final
 from nexmdm.common.types import MAX_DEPTH, parse_json
 
 MAX_DIGITS: Final = 4000
-"""An integer with more digits is read as infinity, because Python's int() raises ValueError beyond 4300 digits."""
+"""An integer with more digits is read as infinity, because Python's int() raises ValueError for more than 4300 digits.
+"""
 
 READ_DEPTH: Final = 2 * MAX_DEPTH
 """If a body is nested too deep for the parser, all deeper levels are replaced by null. No field allows so many levels.
