@@ -311,8 +311,7 @@ class Attempt(models.Model):
 
 
 class Report(models.Model):
-    """One report of a phone about a delivery. If a phone repeats a report that is not final, there is one row for all
-    repetitions (`repeat_count`).
+    """One report of a phone about a delivery, with its repetitions if the report is not final (`repeat_count`).
 
     The first final report of a delivery is its result. If the first final report came after expiry or cancellation,
     this report is the late result (`late`). Every report after a final report is a `duplicate`.
