@@ -58,7 +58,7 @@ def alias(given: str) -> str:
 
 
 def named_alias(given: str) -> str:
-    """Return an alias from a request, without blanks around it, in NFC. The alias names a device that exists.
+    """Return an alias without blanks around it, in NFC. A caller uses the alias to name an existing device.
 
     All characters are allowed, because aliases of earlier versions may contain them. Raises ValueError if the alias is
     empty or too long.
