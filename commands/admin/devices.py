@@ -50,5 +50,5 @@ class BusyDeviceAdmin(DeviceAdmin):
     @admin.display(description="audit")
     def audit_entries(self, device: Device) -> SafeString:
         """Return a link to the signed requests about the device."""
-        text = "Signed requests about this device (without tag changes and refused commands to several devices)"
+        text = "Signed requests about this device. Not listed: tag changes, and refused commands to several devices"
         return link_to_list(AuditEntry, text, q=device.pk)

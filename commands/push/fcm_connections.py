@@ -85,8 +85,9 @@ class FcmConnections:
         return (self._request_line + fields).encode("ascii")
 
     def _take_idle(self) -> HttpConnection | None:
-        """Return the idle connection that was used last, or None. Connections that are not needed then stay idle until
-        they are closed.
+        """Return the idle connection that was used last, or None.
+
+        If few connections are needed, the same few connections are used. The rest stay idle, and are closed later.
         """
         while self._idle:
             connection = self._idle.pop()

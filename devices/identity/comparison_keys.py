@@ -1,8 +1,9 @@
 """The comparison keys of devices. Two aliases are the same if their keys are equal.
 
 identity.comparison_key() computes a key; the columns `alias_key` and `hardware_key` store the keys. The previous
-version of NexMDM writes rows without keys. If it changes an alias, a trigger deletes the key. fill() writes the missing
-keys. Until then, the functions of this module compute the keys of these rows, so their results are always complete.
+version of NexMDM writes rows without keys. If the previous version changes an alias, a trigger deletes the key. fill()
+writes the missing keys. Until then, the functions of this module compute the keys of these rows, so their results are
+always complete.
 
 Keys are not unique in the database, because earlier versions may have stored equal aliases or hardware ids. An alias or
 hardware id then belongs to the device that was enrolled first. The functions `shadowed_…()` return the later devices.

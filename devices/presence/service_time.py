@@ -63,8 +63,8 @@ def online_after() -> str:
     return _online_after(_SERVED)
 
 
-def surely_online_after() -> str:
-    """Return SQL for a moment: a device is certainly offline if its last heartbeat did not come after this moment.
+def certainly_offline_until() -> str:
+    """Return SQL for a moment: a device is certainly offline if its last heartbeat came at or before this moment.
 
     This moment is computed from the last mark. Therefore a service gap that has not ended does not move this moment.
     (online_after() uses the present time.)

@@ -81,7 +81,7 @@ def end_silent(limit: int) -> int:
     held = database.rows(
         f"""
         SELECT device_id FROM devices_presence
-        WHERE online_from IS NOT NULL AND last_seen_at <= {service_time.surely_online_after()}
+        WHERE online_from IS NOT NULL AND last_seen_at <= {service_time.certainly_offline_until()}
         ORDER BY device_id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         """,  # noqa: S608  (SQL of our modules)
         {"limit": limit},
@@ -119,7 +119,7 @@ def prune(kept: timedelta, limit: int) -> int:
     database.execute(
         f"""
         DELETE FROM devices_servicegap
-        WHERE ended_at < LEAST(now() - %(kept)s, {service_time.surely_online_after()})
+        WHERE ended_at < LEAST(now() - %(kept)s, {service_time.certainly_offline_until()})
         """,  # noqa: S608
         {"kept": kept},
     )

@@ -1,6 +1,6 @@
 """Measure how many events a second PostgreSQL appends and a client reads: `python -m loadtest.benchmarks.events`.
 
-Eight connections append events as the server does, in transactions of 1, 10 or 100 events. Each commit waits for the
+Sixteen connections append events as the server does, in transactions of 1, 10 or 100 events. Each commit waits for the
 disk (fsync is on). Afterwards, a client reads all these events page by page through `GET /admin/events`. The client
 must get each event once.
 """

@@ -106,7 +106,7 @@ class Pushed:
 def compare(
     snapshot: DatabaseSnapshot, sends: Sequence[Send], members: Iterable[Member], away: Sequence[Interval]
 ) -> list[Target]:
-    """Compare the database with the journal of the fake FCM. Return a target for each promise.
+    """Compare the database with the journal of the fake FCM. Return one checked target for each promise.
 
     `away` contains the intervals in which no dispatcher could push, in Unix time. Each phone must have a push token
     that the fake FCM accepts.

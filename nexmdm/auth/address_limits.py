@@ -11,8 +11,8 @@ from nexmdm.common import addresses, rates
 COUNTED_ADDRESSES: Final = 1000
 """The largest number of addresses with a separate counter. All further addresses share one counter.
 
-The number is for one process, one limit and one period of at least a minute. Because of the shared counter, an attack
-from many addresses cannot fill the table of counters.
+Each process counts for each limit at most this number of addresses separately, and begins anew after a minute or later.
+Because of the shared counter, an attack from many addresses cannot fill the table of counters.
 """
 
 _TOGETHER: Final = "further addresses"

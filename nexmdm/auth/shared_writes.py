@@ -73,9 +73,10 @@ class SharedWrites(Generic[Asked]):
     def _flush(self, writes: Sequence[_Waiting[Asked]]) -> list[Outcome]:
         """Count all writes for the rate limit, and carry out the writes within the limit.
 
-        If the connection is lost after the transaction began, the outcome of the batch is unknown, and the batch must
-        not run again. Django connects again when it ends the lost transaction. Therefore GroupCommit finds a connection
-        that works. In this case, GroupCommit returns the error, and does not flush the batch again.
+        The connection may be lost after the transaction began. The outcome of the batch is then unknown, and the batch
+        must not run again. GroupCommit flushes a batch again only if the thread has no open connection. Here, the
+        thread has one, because Django connects again when it ends the lost transaction. So GroupCommit returns the
+        error.
         """
         outcomes: list[Any] = list(signed_write.check_limits([write.caller for write in writes]))
         allowed = [position for position, limited in enumerate(outcomes) if limited is None]

@@ -177,7 +177,7 @@ def push_health(by: str) -> Callable[[Json], Json]:
 
 
 def push_health_rank(row: Json) -> tuple[bool, float, int, str]:
-    """Return a sort key for the share of accepted pushes that phones answered by push.
+    """Return a sort key for the share of accepted pushes that brought the command to the phone.
 
     The lowest share comes first. The share is 0 if FCM accepted no push. Rows without any push come last.
     """

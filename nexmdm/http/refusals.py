@@ -91,7 +91,7 @@ async def drain() -> None:
 
 
 def forget() -> None:
-    """Delete all waiting refusals."""
+    """Delete all refusals that wait to be logged or stored."""
     _devices.forget()
     _lines.forget()
 

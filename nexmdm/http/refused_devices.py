@@ -133,7 +133,7 @@ class RefusedDevices:
         self._waiting.clear()
 
     def forget(self) -> None:
-        """Delete all waiting refusals."""
+        """Delete all refusals that wait to be checked or stored."""
         self._timer.stop()
         for waiting in (self._waiting, self._last, self._later):
             waiting.clear()

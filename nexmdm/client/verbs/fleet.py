@@ -33,7 +33,7 @@ def summary(session: Session) -> int:
 def push_health(session: Session, by: str, since: str | None) -> int:
     """Compare the results of pushes by model, manufacturer or version, the worst first.
 
-    The worst value is the value for which phones answered the smallest share of accepted pushes by push.
+    For the worst value, the smallest share of accepted pushes brought the command to the phone.
     """
     found = sorted(session.client.get("/admin/push-health", by=by, since=since)["items"], key=rows.push_health_rank)
     if not found and session.terminal.form in PEOPLE:

@@ -141,7 +141,7 @@ class ExactTextFilter(FormFilter):
         return [{"name": name, "label": name.replace("_", " "), "value": text} for name, text in given.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
-        """Keep the rows whose columns have these texts."""
+        """Keep the rows whose columns are equal to the texts of the filter."""
         texts = {self.columns[name]: str(text) for name, text in self.used_parameters.items() if text}
         return queryset.filter(**{column: self.value_of(text) for column, text in texts.items() if "\0" not in text})
 

@@ -284,7 +284,7 @@ def _object(storable: Storable, fields: Mapping[str, Informing] | None, value: A
     fitted = _fit(fields, value, place)
     for key in [key for key in value if key not in fields]:
         if len(place.notes) >= MOST_NOTES:
-            raise Unrepairable(f"is not repaired, because {MOST_NOTES} or more values of the body are not valid")
+            raise Unrepairable(f"the server repairs at most {MOST_NOTES} values of a body")
         here = place.within(shown_name(key), OTHER_KEYS)
         _put(fitted, _storable_text(key, here), _OTHER, value[key], here)
     return fitted

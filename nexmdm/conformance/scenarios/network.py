@@ -16,9 +16,10 @@ _EPISODES: Final = 3
 _LEAST_SPREAD: Final = 0.07
 """The smallest accepted mean spread of waits that must be random.
 
-The spread of some waits is the difference between the longest and the shortest wait, divided by the mean. One spread is
-computed for the first waits of all episodes, one for the second waits, and so on. If each wait is random between half
-of a length and the whole length, the mean spread is 0.33. In 1 of 3,000 runs, the mean spread is below this limit.
+An agent waits several times in each episode. The first waits of all episodes are compared, then the second waits, and
+so on. The spread of the compared waits is the difference between the longest and the shortest wait, divided by their
+mean. The mean of all spreads must not be below this limit. A correct agent has a mean spread of 0.33, if each of its
+waits is random between half of a length and the whole length. Such an agent is below this limit in 1 of 3,000 runs.
 """
 
 _RETRY_AFTER: Final = 4

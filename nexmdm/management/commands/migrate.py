@@ -100,8 +100,8 @@ class Command(migrate.Command):
                 raise
             if not tries_left:
                 message = (
-                    "A transaction used a table all the time. No migration is half done. End the transaction that "
-                    "uses the table"
+                    "The migration stopped, because a transaction of another client uses a table. No migration is "
+                    "half done. End this transaction"
                 )
                 raise CommandError(f"{message} (see pg_stat_activity), and run migrate again.") from error
             self.stdout.write(f"\n  A table is in use; trying again in {PAUSE_SECONDS} s …")

@@ -110,7 +110,7 @@ async def _dead_tokens(serving: Serving, members: list[Member], admin: FleetClie
 def _dead(admin: FleetClient) -> list[str]:
     """Return three enrollment tokens that are not valid: an expired token, a used token and a revoked token.
 
-    The first token expires after 1 s.
+    The function does not wait for the expiry. The first token expires 1 s after its creation.
     """
     expired, spent, revoked = (admin.post(_TOKENS, {"expires_in_seconds": seconds}) for seconds in (1, 600, 600))
     bearer = {"Authorization": f"Bearer {spent['enrollment_token']}"}

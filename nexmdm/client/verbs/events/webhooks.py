@@ -34,7 +34,7 @@ _TAGS: Final = click.option(
     "--tags", type=TAG_FILTER, metavar="TAG,…", help="Only events about devices that have one of these tags."
 )
 _ABOUT_NO_DEVICE: Final = ("command.", "audit.", "webhook.")
-"""How the types of events begin that are about no device."""
+"""The beginnings of the event types whose events are about no device."""
 
 
 @click.group("webhook")
@@ -212,7 +212,10 @@ def _listed(text: str | None) -> list[str] | None:
 
 
 def _never_sent(made: Json) -> list[str]:
-    """Return the types of a webhook whose events are about no device. Without tags, return an empty list."""
+    """Return the chosen event types of a webhook that it never gets.
+
+    A webhook with tags gets no event that is about no device.
+    """
     return [name for name in made["types"] if name.startswith(_ABOUT_NO_DEVICE)] if made["tags"] else []
 
 
