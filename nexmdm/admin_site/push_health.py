@@ -48,8 +48,8 @@ class Choice:
 class Line:
     """A row of the page.
 
-    `address` is a link to the devices with this value. `percent` is the share of accepted pushes that phones answered
-    by push, or None if FCM accepted no push.
+    `address` is a link to the devices with this value. `percent` is the share of the accepted pushes that brought their
+    command to the phone. It is None if FCM accepted no push.
     """
 
     counted: PushHealthRow

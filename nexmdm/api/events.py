@@ -108,8 +108,8 @@ def first_place(after: str) -> Cursor | None:
 async def _until_match(place: Cursor, looked_until: Key, wanted: Filter, until: float) -> Cursor:
     """Wait until a matching event may exist, or until `until`, a time of time.monotonic().
 
-    Return the cursor to read from. All rows up to `place` and up to `looked_until` have been examined. The returned
-    cursor is after all rows that did not match.
+    The caller has examined all rows up to the later one of `place` and `looked_until`. Return the cursor to read from.
+    This cursor is `place`, or a later cursor if no row between the two matches.
     """
     seen = max((place.xid, place.id), looked_until)
     while time.monotonic() < until and not shutdown.is_requested():

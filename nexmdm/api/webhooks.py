@@ -190,8 +190,9 @@ def _summarize_new(request: HttpRequest, _: Mapping[str, Any]) -> Summary:
 @router.post("/webhooks", response=WebhookMade, url_name="webhooks")
 @summarized(_summarize_new)
 async def create_webhook(request: HttpRequest, body: NewWebhook) -> HttpResponse:
-    """Create a webhook, which gets the events from now on. The secret is only in this answer and in its repeat.
+    """Create a webhook, which gets the events from now on.
 
+    Only this answer contains the secret. A repeat of the request with the same `Idempotency-Key` gets the same answer.
     Each event is a POST of `{"type", "timestamp", "data"}`. `data` contains the data of the event, its `device_id` and
     its `request_id`. The request is signed according to the Standard Webhooks specification. Check the header
     `webhook-signature` with the secret. An answer with a status 2xx within 10 s acknowledges the event. Without an
@@ -236,7 +237,8 @@ async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookCh
     """Change the URL, types or tags of a webhook, pause it, or resume it.
 
     New types or tags replace the old types or tags. A paused webhook keeps its place in the event feed. A resumed
-    webhook continues with its next event. Its 72 hours without an acknowledgement begin again.
+    webhook continues with its next event. The server pauses it again only after 72 new hours without an
+    acknowledgement.
     """
     caller = caller_of(request)
 
@@ -273,10 +275,11 @@ async def replay_webhook(request: HttpRequest, webhook_id: UUID, body: ReplayFro
 @router.post("/webhooks/{uuid:webhook_id}/rotate-secret", response=SecretRotated, url_name="rotate-webhook-secret")
 @summarized(by_path("rotate_webhook_secret", ID))
 async def rotate_webhook_secret(request: HttpRequest, webhook_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Give a webhook a new secret. The new secret is only in this answer and in its repeat.
+    """Give a webhook a new secret.
 
-    For 24 hours, each request has two signatures: with the new and with the previous secret. If you rotate again within
-    these hours, each request is signed with the two newest secrets.
+    Only this answer contains the new secret. A repeat of the request with the same `Idempotency-Key` gets the same
+    answer. For 24 hours, each request has two signatures: with the new and with the previous secret. If you rotate
+    again within these hours, each request is signed with the two newest secrets.
     """
 
     def work() -> WriteResult[Any]:

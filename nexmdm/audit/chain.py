@@ -159,7 +159,9 @@ def _check(entry: AuditEntry, before: Place, newest: Place) -> None:
 
 
 def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
-    """Return the error for an entry that was not written directly after the entry before it in the table."""
+    """Return the error for an entry that does not contain the hash of the place `before`. `before` is the place of the
+    previous entry in the table.
+    """
     written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
     if written_after is not None:
         first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")

@@ -88,7 +88,9 @@ def joined(*targets: str) -> str:
 
 
 def on_device(device_id: UUID) -> list[str]:
-    """Return the two target texts that name only this device: from a path, and from a command."""
+    """Return the two target texts that name only this device. The first is for a device id in a path. The second is for
+    the target of a command.
+    """
     return [target_text(name, [str(device_id)]) for name in (DEVICE, DEVICES)]
 
 

@@ -11,8 +11,9 @@ from nexmdm.common import addresses, rates
 COUNTED_ADDRESSES: Final = 1000
 """The largest number of addresses with a separate counter. All further addresses share one counter.
 
-Each process counts for each limit at most this number of addresses separately, and begins anew after a minute or later.
-Because of the shared counter, an attack from many addresses cannot fill the table of counters.
+This number applies to each process and each limit. After the window of the limit, but at least after a minute, the
+process forgets the addresses. Then the process begins anew. Because of the shared counter, an attack from many
+addresses cannot fill the table of counters.
 """
 
 _TOGETHER: Final = "further addresses"

@@ -38,7 +38,9 @@ class NotConfirmed(Exception):
 
 
 class Unfulfilled(Exception):
-    """A verb could not do a part of its work. The message contains the reason and the remedy."""
+    """A verb, such as `send` in `nexmdm send`, could not do a part of its work. The message contains the reason and the
+    remedy.
+    """
 
 
 class ConfirmationRequired(Exception):

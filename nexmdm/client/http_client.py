@@ -34,7 +34,9 @@ _LONGEST_TARGET: Final = 16_384
 
 _SHOWN_OF_A_STRANGER: Final = 200
 _OF_NO_ACCOUNT: Final = ("idempotency_in_flight", "rate_limited")
-"""The codes of a refused repeat that leave open whether the first write was carried out."""
+"""A repeat can be refused with one of these codes. Such a refusal does not show whether the first write was carried
+out.
+"""
 
 _AWAY: Final = (502, 503, 504)
 

@@ -23,7 +23,7 @@ MOST_READ: Final = 20
 """The largest number of devices that are read with a separate request each."""
 
 LOST: Final = "lost: "
-"""The start of the note that `lost` stores with its commands. The alias of the phone follows."""
+"""The start of the note of each command that `nexmdm lost` sends. The alias of the phone follows."""
 
 SHOWN: Final = 10
 _LONGEST: Final = 128

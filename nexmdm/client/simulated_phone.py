@@ -57,8 +57,8 @@ class SimulatedPhone:
         """Register, then send heartbeats and run commands until the task is cancelled.
 
         Raises Refusal if the server refuses the registration, or later refuses the device. Raises aiohttp.ClientError
-        or TimeoutError if the server does not answer the registration. After the registration, the phone waits for the
-        server.
+        or TimeoutError if the server does not answer the registration. If the server does not answer a later request,
+        the phone tries again at the next heartbeat.
         """
         headers = {"Host": self.host} if self.host else None
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_SECONDS), headers=headers) as session:

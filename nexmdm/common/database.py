@@ -245,7 +245,9 @@ def is_connected() -> bool:
 
 
 def is_pooled() -> bool:
-    """Return whether the settings are set in each transaction, because a pooler drops the settings of a session."""
+    """Return whether each transaction must set the settings again. This is so with a pooler, which drops session
+    settings.
+    """
     connection.ensure_connection()
     return bool(connection.connection.first_statements)
 

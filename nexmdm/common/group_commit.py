@@ -108,7 +108,7 @@ class GroupCommit(Generic[Item, Outcome]):
     - `flushed` is called on the event loop after each flush, with the outcomes and the seconds that the flush took.
     - `batch_size` is the largest number of items in a batch.
     - `waiting_limit`: if this number of items wait, further items are refused.
-    - `longest_wait_seconds` is a second limit. A further item is refused if more than one batch waits, and the first
+    - `longest_wait_seconds` is another limit. A further item is refused if more than one batch waits, and the first
       item has waited for longer than this time.
 
     Items with the same key are recorded in the order in which they came.

@@ -136,7 +136,7 @@ def hosts(name: str, default: list[str]) -> list[str]:
 
 
 def sound_host(name: str, value: str) -> str:
-    """Return `value`. Raises Misconfigured if the Host header of no request can match `value`."""
+    """Return `value`. Raises Misconfigured if `value` can never match the Host header of a request."""
     if value == "*" or _is_host(value) or (value.startswith(".") and _NAME.fullmatch(value[1:])):
         return value
     message = f"{name} contains {value!r}. No Host header can have this value."

@@ -318,7 +318,7 @@ def _line(refusal: Refusal) -> str:
 def _example(refusal: Refusal) -> Any:
     """Return recorded problem details with the code and the status of the refusal.
 
-    If no problem details are recorded, return an example with the sentence of the refusal.
+    If no problem details are recorded, return an example with the `detail` of the refusal.
     """
     problem = orjson.loads(Problem(refusal.status, refusal.code, refusal.detail).body())
     real = examples.PROBLEMS.get(refusal.code, problem)

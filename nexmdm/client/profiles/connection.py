@@ -35,7 +35,7 @@ class NotConnected(Exception):
 
 
 class Wish(NamedTuple):
-    """The options `--url`, `--as` (in lower case) and `--profile` of the command line."""
+    """The options `--url`, `--as` and `--profile` of the command line. The value of `--as` is in lower case."""
 
     url: str | None
     principal: str

@@ -16,7 +16,7 @@ from nexmdm.client.surroundings import REACH_NAMES
 Described = Callable[[Json], Json]
 
 _NO_FILTERS: Final = (*REACH_NAMES, "form", "as_json", "watch", "limit", "newest_first")
-"""The options of lists that do not choose rows."""
+"""Options of the verbs that print a list. These options are not filters."""
 
 
 def show_list(

@@ -36,7 +36,10 @@ class Audience:
         return cls(target, {"device_ids": [row["device_id"] for row in named]}, named)
 
     def examples(self, client: FleetClient, most: int) -> list[Json]:
-        """Return up to `most` of the devices. If a few requests are enough, the devices have their names."""
+        """Return up to `most` of the devices.
+
+        If more than MOST_READ of these devices have only an id, their names are not read.
+        """
         if self.named:
             return _described(client, self.named[:most])
         found = (row for row in self._listed(client, most) if row["presence"] in _ACTIVE)

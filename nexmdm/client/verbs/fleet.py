@@ -33,7 +33,8 @@ def summary(session: Session) -> int:
 def push_health(session: Session, by: str, since: str | None) -> int:
     """Compare the results of pushes by model, manufacturer or version, the worst first.
 
-    For the worst value, the smallest share of accepted pushes brought the command to the phone.
+    The rows are in the order of the share of accepted pushes that brought the command to the phone. The smallest share
+    comes first.
     """
     found = sorted(session.client.get("/admin/push-health", by=by, since=since)["items"], key=rows.push_health_rank)
     if not found and session.terminal.form in PEOPLE:

@@ -1,4 +1,4 @@
-"""The verbs `call` and `sign`, for requests without a verb."""
+"""The verbs `call` and `sign`, for requests that no other verb sends."""
 
 import shlex
 from collections.abc import Mapping

@@ -24,7 +24,7 @@ _BEGIN_SECONDS: Final = 5
 """The longest time for the first query on a new connection."""
 
 _SPARE_SECONDS: Final = 1
-"""This process waits for an answer longer than PostgreSQL's limit for a statement, by this number of seconds."""
+"""The process's wait for an answer is PostgreSQL's limit for a statement plus this number of seconds."""
 
 _REFUSED_OPTIONS: Final = re.compile("unsupported startup parameter( in options)?: |support command-line options")
 """The messages with which PgBouncer, Neon and RDS Proxy refuse options."""

@@ -313,7 +313,7 @@ def _checked(value: Any) -> Any:
 
 
 MOST_NOTES: Final = 32
-"""If a body has this number of notes, an object with undeclared keys is dropped completely.
+"""If a body already has this number of notes, an object with undeclared keys is dropped completely.
 
 Each repair takes 15 µs, and a client without a valid credential can cause repairs.
 """

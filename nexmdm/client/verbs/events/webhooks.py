@@ -212,7 +212,7 @@ def _listed(text: str | None) -> list[str] | None:
 
 
 def _never_sent(made: Json) -> list[str]:
-    """Return the chosen event types of a webhook that it never gets.
+    """Return those of its chosen event types that a webhook never gets.
 
     A webhook with tags gets no event that is about no device.
     """
