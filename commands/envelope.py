@@ -18,7 +18,8 @@ FCM_PAYLOAD_LIMIT: Final = 4096
 LEAST_TTL_SECONDS: Final = 1
 """The shortest time to live of a push, in seconds. FCM's time to live is a whole number of seconds.
 
-If less than one second is left, the push could reach FCM after the command has expired.
+If less than one second is left until the command expires, no push is sent. Such a push could reach FCM after the
+command has expired.
 """
 
 _SIGNATURE_LENGTH: Final = 64

@@ -60,7 +60,7 @@ class CommandOutcome(models.TextChoices):
 
 
 class PushState(models.TextChoices):
-    """The stored states of a delivery's push. `accepted`: FCM accepted the push. The phone may not have the push."""
+    """The stored states of a delivery's push. `accepted`: FCM accepted the push, but the phone may not get the push."""
 
     WAITING = "waiting"
     ACCEPTED = "accepted"
@@ -93,7 +93,7 @@ class DeviceWas(models.TextChoices):
     """A fact about the device at the end of a delivery. No other column of the delivery shows this fact.
 
     `never_seen`: the device had sent no heartbeat when the delivery was marked as expired. `retired`: the retirement of
-    the device withdrew the delivery. `withdrawn_by` is then `revocation`: the previous version knows this word.
+    the device withdrew the delivery. `withdrawn_by` is then `revocation`, for the previous version.
     """
 
     NEVER_SEEN = "never_seen"

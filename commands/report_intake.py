@@ -179,8 +179,8 @@ async def _submit(record: _Waiting, client: str, began_at: float) -> Outcome:
 
 
 async def _record_apart(record: ReportRecord, client: str, began_at: float) -> ReportResult:
-    """Record a report in a separate transaction: the report may retire its device, or all processes must count the
-    report.
+    """Record a report in a separate transaction. Call this function if the report may retire its device. Call it also
+    if the report must be added to the count that all processes share.
     """
     database.begin_request(addresses.counting_key(client), began_at)
     async with ThreadSensitiveContext():

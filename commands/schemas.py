@@ -166,8 +166,8 @@ class Counts(ResponseSchema):
 class PushCounts(ResponseSchema):
     """The deliveries of a command, counted by the state of their push.
 
-    `accepted`: FCM accepted the push, but the phone may not have the push. `superseded`: the delivery was settled while
-    its push was waiting or retrying.
+    `accepted`: FCM accepted the push. This does not show that the phone got the push. `superseded`: the delivery was
+    settled while its push was waiting or retrying.
     """
 
     waiting: int

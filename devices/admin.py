@@ -328,7 +328,7 @@ class EnrollmentTokenAdmin(ReadOnlyAdmin):
 
     @admin.display(description="audit")
     def audit_entries(self, token: EnrollmentToken) -> SafeString:
-        """Return two links: to the audit entries about this token, and to all creations of tokens around that time."""
+        """Return links to the audit entries about this token, and to all creations of tokens around that time."""
         about = link_to_list(AuditEntry, "Signed requests about this enrollment token", q=token.pk)
         first, last = (f"{token.created_at + one:%Y-%m-%dT%H:%M}" for one in (-_MINUTE, 2 * _MINUTE))
         made = link_to_list(

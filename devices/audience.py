@@ -91,8 +91,8 @@ def lock_named(target: Target) -> tuple[datetime, Target]:
 def lock_free_named(targets: Sequence[Target]) -> tuple[datetime, list[UnknownDevices | DevicesBusy | None]]:
     """Lock the devices that `targets` name by id, until the transaction ends. This function never waits for a lock.
 
-    Returns the time of the transaction, and a list with one entry for each target. The entry is None if all devices of
-    the target are locked. If not all devices are locked, the entry is the error.
+    Returns the time of the transaction, and a list with one entry for each target. The entry is None if this function
+    has locked all devices of the target, and all of them are active. In all other cases, the entry is the error.
     """
     named = {device_id for target in targets for device_id in target.device_ids}
     now, held = _hold(named, f"{_HOLD} SKIP LOCKED")

@@ -64,8 +64,8 @@ def of(text: str) -> Claim | None:
 def proved(asked: Collection[Claim]) -> set[Claim]:
     """Return the claims whose token is genuine. The function runs one statement.
 
-    All enrollment tokens are genuine, also revoked tokens. All device tokens that the database knows are genuine, also
-    tokens of revoked devices.
+    A token is genuine if the database knows it. So revoked enrollment tokens and the tokens of revoked devices are
+    genuine too.
     """
     found = list(asked)
     rows = [row for position, claim in enumerate(found) for row in _rows(position, claim)]

@@ -335,7 +335,7 @@ def retire_wiped(device_id: UUID, settled_at: datetime | None) -> bool:
 
 
 def reinstate(device_id: UUID) -> datetime | None:
-    """Reinstate a device. Return when the device was revoked, or None if the device was not revoked.
+    """Reinstate a device. Return the time at which the device was revoked, or None if the device was not revoked.
 
     Raises UnknownDevice, DeviceRetired.
     """

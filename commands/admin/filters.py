@@ -32,9 +32,8 @@ LATEST: Final = 10_000
 """To decide whether an action is common, this number of commands is read, beginning with the newest command."""
 
 COMMON: Final = 1000
-"""An action is common if more than one delivery in this number of deliveries has the action.
-
-The deliveries with the action must also fill a page. Only the deliveries of the newest commands are read (LATEST).
+"""An action is common if its share of the deliveries is more than 1 / COMMON. The deliveries with the action must also
+fill more than one page. Only the deliveries of the newest commands are read (LATEST).
 """
 
 

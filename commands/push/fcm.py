@@ -37,7 +37,7 @@ _TARGET: Final = re.compile(r"\bmessage\.(token|fid)\b|registration token", re.I
 class NotSent(Exception):
     """The push could not be sent in time. The text names the time limit that has passed.
 
-    FCM did not get the push, or FCM refused the access token.
+    FCM has not accepted the push. Either FCM did not get the push, or FCM refused the access token.
     """
 
 

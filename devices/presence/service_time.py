@@ -27,7 +27,7 @@ LONGEST_PAUSE: Final = timedelta(seconds=20)
 
 
 def online_window() -> timedelta:
-    """Return how much service time after a heartbeat its device is online."""
+    """Return how long a heartbeat keeps its device online, in service time."""
     return timedelta(seconds=ONLINE_INTERVALS * settings.HEARTBEAT_INTERVAL_SECONDS)
 
 

@@ -237,8 +237,7 @@ async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookCh
     """Change the URL, types or tags of a webhook, pause it, or resume it.
 
     New types or tags replace the old types or tags. A paused webhook keeps its place in the event feed. A resumed
-    webhook continues with its next event. The server pauses it again only after 72 new hours without an
-    acknowledgement.
+    webhook continues with its next event. Its 72 hours begin again.
     """
     caller = caller_of(request)
 
@@ -275,11 +274,10 @@ async def replay_webhook(request: HttpRequest, webhook_id: UUID, body: ReplayFro
 @router.post("/webhooks/{uuid:webhook_id}/rotate-secret", response=SecretRotated, url_name="rotate-webhook-secret")
 @summarized(by_path("rotate_webhook_secret", ID))
 async def rotate_webhook_secret(request: HttpRequest, webhook_id: UUID, body: EmptyBody | None = None) -> HttpResponse:
-    """Give a webhook a new secret.
+    """Give a webhook a new secret. Only this answer, and the answer to a repeat, contain the new secret.
 
-    Only this answer contains the new secret. A repeat of the request with the same `Idempotency-Key` gets the same
-    answer. For 24 hours, each request has two signatures: with the new and with the previous secret. If you rotate
-    again within these hours, each request is signed with the two newest secrets.
+    For 24 hours, each request has two signatures: with the new and with the previous secret. If you rotate again within
+    these hours, each request is signed with the two newest secrets.
     """
 
     def work() -> WriteResult[Any]:

@@ -39,8 +39,8 @@ class Happening(NamedTuple):
     """One event of the feed.
 
     - `next_cursor` is the place after the event.
-    - `id` is the same at each read of the event. It contains the event's time, because a restored database may give a
-      new row the number of an earlier row.
+    - `id` is the same at each read of the event. A restored database may give a new row the number of an earlier row.
+      So `id` also contains the event's time, which tells the two events apart.
     """
 
     next_cursor: Cursor

@@ -17,10 +17,14 @@ KEPT_ROWS: Final = 2000
 """The largest number of rows in memory. A client looks every 0.1 s, so it needs only the newest rows."""
 
 KEPT_CHARACTERS: Final = 4_000_000
-"""The largest number of characters of device ids in memory. One id has 37 characters."""
+"""The largest number of characters of device ids in memory. One id takes 37 characters, together with the comma after
+it.
+"""
 
 Key = tuple[int, int]
-"""A place in the feed: before the row with this transaction id and row number, or before the first row after it."""
+"""A place in the feed: before the row with this transaction id and row number. If there is no such row, the place is
+before the next row of the feed.
+"""
 
 # The function is stable, so both places of the statement have the same horizon.
 _LOOK: Final = f"""

@@ -7,7 +7,9 @@ from typing import Final
 from nexmdm.common.timers import OneCall
 
 HEAD_SECONDS: Final = 10
-"""The longest time for the head of a request, from the opening of the connection or from the first byte of the head."""
+"""The longest time for the head of a request, in seconds. For the first request, the time begins when the connection is
+opened. For later requests, it begins with the first byte of the head.
+"""
 
 TAKEN_SECONDS: Final = 30
 """The longest time in seconds that an answer waits while its client reads nothing."""
@@ -18,9 +20,9 @@ LAST_SECONDS: Final = 5
 LINGER_SECONDS: Final = 0.25
 """The shortest time that an idle connection stays open when the worker stops. The longest time is twice as long.
 
-A request may be on its way when the worker stops, and would be lost if the connection were closed immediately. The time
-is random, because uvloop reads nothing more from the connections that it closes in one turn of the event loop. With
-many connections, such a turn takes milliseconds.
+A request may be on its way when the worker stops, and would be lost if the connection were closed immediately. If all
+connections were closed in one turn of the event loop, this turn would take milliseconds. Requests that arrive during
+this turn would be lost, because uvloop does not read them any more. So each connection stays open for a random time.
 """
 
 

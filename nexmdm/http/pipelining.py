@@ -22,7 +22,7 @@ PORTION_LINES: Final = 2 * (PIPELINED - 1) - 1
 """The largest number of lines that are parsed before the next check whether requests wait.
 
 The head of a request has at least two lines. The first line of the first head may be parsed already. So these lines
-complete at most PIPELINED - 1 requests, and there is room for the request in progress.
+complete at most PIPELINED - 1 requests. Together with the request in progress, these are at most PIPELINED requests.
 """
 
 UNPARSED: Final = SharedBytes(64 * 1024 * 1024)
@@ -60,7 +60,8 @@ class Flow(FlowControl):
 class Turns:
     """Starts pipelined requests: one request every PAUSE_SECONDS, from one connection after the other.
 
-    So a request that is not pipelined waits for at most one pipelined request at a time, even with many connections.
+    Between two of these starts, requests that are not pipelined can start. This is so even if many connections have
+    pipelined requests.
     """
 
     def __init__(self) -> None:

@@ -126,7 +126,7 @@ class Protocol(HttpToolsProtocol):
             HELD.inc()
 
     def _parse(self, portion: bytes) -> int:
-        """Parse a portion, up to the head of a request for an upgrade. Return the number of parsed bytes."""
+        """Parse a portion, but nothing after the head of an upgrade request. Return the number of parsed bytes."""
         self._unset_keepalive_if_required()
         parsed = len(portion)
         try:
@@ -156,7 +156,7 @@ class Protocol(HttpToolsProtocol):
         return parsed
 
     def _is_full(self) -> bool:
-        """Return whether a request waits for an earlier request, or the application has not read much of a body."""
+        """Return whether reading must pause: a request waits for an earlier request, or much of a body is unread."""
         return bool(self.pipeline) or (not self._is_idle() and len(self.cycle.body) > HIGH_WATER_LIMIT)
 
     def _may_read(self) -> bool:

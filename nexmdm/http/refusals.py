@@ -119,8 +119,8 @@ def _route(path: str) -> str:
 
 
 def _claim(status: int, code: str, known: RequestFacts) -> Claim | None:
-    """Return the claim of the request's token. Return None if there is no token, or if the refusal means that the token
-    is wrong.
+    """Return the request's token as a Claim, which contains no secret. Return None if there is no token, or if the
+    refusal means that the token is wrong.
     """
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or code in _PROVES_NOTHING or known.reason == rate_limits.FAILURES:
         return None

@@ -60,7 +60,8 @@ class PushHealthRow(ResponseSchema):
     """The push health of the devices with one value of a field.
 
     `key` is this value. `key` is empty for phones that reported no value. A push is counted if it ended after `since`.
-    An answer is counted if its delivery was settled after `since`.
+    An answer is a settled delivery about which the phone had sent a report. It is counted if it was settled after
+    `since`.
     """
 
     key: str

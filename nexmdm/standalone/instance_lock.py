@@ -31,7 +31,9 @@ class InstanceLock:
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Take the lock with the open and locked file `descriptor`."""
+        """Read the last state from the lock file, and write RUNNING. `descriptor` is the lock file, which the caller
+        has opened and locked.
+        """
         self._descriptor = descriptor
         self.after_a_crash = os.pread(descriptor, 64, 0).decode() != ENDED
         self.note(RUNNING)

@@ -115,8 +115,8 @@ class Lane:
             _log_failure(error, webhook_id=str(run.webhook.id))
 
     async def _serve_page(self, run: Run, renewed_at: float) -> float | None:
-        """Send one page and store the results. Return when the lease was renewed (monotonic time), or None if the run
-        has ended.
+        """Send one page and store the results. Return the time at which the lease was renewed (monotonic time), or None
+        if the run has ended.
         """
         page = await _in_thread(run.read)
         results, was_sent = await run.send(page, renewed_at)

@@ -16,10 +16,11 @@ _EPISODES: Final = 3
 _LEAST_SPREAD: Final = 0.07
 """The smallest accepted mean spread of waits that must be random.
 
-An agent waits several times in each episode. The first waits of all episodes are compared, then the second waits, and
-so on. The spread of the compared waits is the difference between the longest and the shortest wait, divided by their
-mean. The mean of all spreads must not be below this limit. A correct agent has a mean spread of 0.33, if each of its
-waits is random between half of a length and the whole length. Such an agent is below this limit in 1 of 3,000 runs.
+In each episode of the scenario, some heartbeats are lost, and the agent waits before each repeat. The first waits of
+all episodes are compared, then the second waits, and so on. The spread of the compared waits is the difference between
+the longest and the shortest wait, divided by their mean. The mean of all spreads must not be below this limit. A
+correct agent chooses each wait at random between half of a planned length and the whole length. The mean spread of such
+an agent is 0.33. Such an agent is below this limit in 1 of 3,000 runs.
 """
 
 _RETRY_AFTER: Final = 4

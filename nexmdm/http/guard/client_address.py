@@ -34,7 +34,7 @@ def set_client(scope: Scope, headers: Headers) -> None:
 def _nearest_untrusted(entries: Iterable[str]) -> str | None:
     """Return the first address that is not a trusted proxy, or the last address if all are trusted proxies.
 
-    An invalid entry ends the search.
+    An invalid entry ends the search. The result is then the last address before this entry, or None.
     """
     nearest = None
     for entry in islice(entries, HOPS):

@@ -3,7 +3,8 @@
 - Only one process migrates at a time. Other processes wait for it.
 - A migration may need an exclusive lock. It then waits for older transactions, and all later transactions wait for the
   migration. So the command stops waiting after LOCK_SECONDS, and tries again after a pause.
-- After the migrations, the command fills in the comparison keys of devices that earlier versions stored.
+- Earlier versions stored devices without the comparison keys `alias_key` and `hardware_key`. After the migrations, the
+  command fills in these keys.
 """
 
 import time
@@ -128,8 +129,8 @@ class Command(migrate.Command):
         """Ensure that no other process migrates while this context is open.
 
         A transaction on a separate connection takes an advisory lock. The lock ends with the connection. The
-        transaction must have no snapshot, because CREATE INDEX CONCURRENTLY waits for all older snapshots. So the
-        transaction must never wait inside a statement.
+        transaction must have no snapshot, because CREATE INDEX CONCURRENTLY waits for all older snapshots. A statement
+        has a snapshot while it waits. So no statement of the transaction may wait, not even for the advisory lock.
         """
         give_up_at = time.monotonic() + TURN_SECONDS
         with Connection.connect(**direct.parameters()) as connection:

@@ -14,8 +14,8 @@ from nexmdm.audit.chain import Place
 class Command(BaseCommand):
     """Check the audit chain.
 
-    A broken chain shows that an entry was changed, deleted or inserted, but not by NexMDM. The exit status is then 1,
-    and the message names the first wrong entry.
+    A broken chain shows that something other than NexMDM changed, deleted or inserted an entry. If the chain is broken,
+    the exit status is 1. The message then names the first wrong entry.
     """
 
     help = "Verify that only NexMDM has written and deleted audit entries."
