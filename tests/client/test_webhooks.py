@@ -207,7 +207,8 @@ def test_delete_asks_unless_yes_is_given(
         assert asked.getvalue().startswith(f"delete 1 webhook: {URL}. Type 1 to confirm: ")
         assert Webhook.objects.exists() == bool(status)
     webhook("add", URL)
-    assert webhook("delete", URL, "--yes").status == 0
+    confirmed = webhook("delete", URL, "--yes")
+    assert (confirmed.status, "The webhook is deleted." in confirmed.err) == (0, True)
     assert not Webhook.objects.exists()
 
 

@@ -200,7 +200,9 @@ def delete(session: Session, name: str, *, yes: bool) -> int:
     path = _path(session, name)
     if not yes:
         confirm(session, "delete", 1, [session.client.get(path)], one="webhook")
-    return answers.show(session, session.client.delete(path))
+    status = answers.show(session, session.client.delete(path))
+    session.terminal.hint("The webhook is deleted. The answer shows it as it was.")
+    return status
 
 
 def _path(session: Session, name: str) -> str:
