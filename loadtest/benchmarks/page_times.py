@@ -103,7 +103,8 @@ _FACTS: Final = """
 class Facts:
     """Values from the database that are parts of the requested addresses.
 
-    - `oldest_wide_command`, `newest_wide_command`: the oldest and the newest command to the largest number of devices.
+    - `oldest_wide_command`, `newest_wide_command`: the oldest and the newest of the commands that have the most
+      devices.
     - `since`, `until`: the beginning and the end of an old day.
     - `far_ends`: for each list, the id of the row before its last full page.
     """

@@ -3,7 +3,7 @@
 One web worker runs alone on core 0. PostgreSQL and the client share core 1. Each round repeats every kind of write
 (write_kinds.py) several times, each time with an unused phone. One connection sends one request after another. The
 kernel counts the processor time of the web worker and of PostgreSQL. pg_waldump counts the WAL and the index entries.
-Push is not configured: fan_out measures the work of the dispatcher.
+Push is not configured, so the dispatcher sends nothing. The benchmark fan_out.py measures the cost of pushes.
 """
 
 import argparse

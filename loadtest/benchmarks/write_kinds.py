@@ -24,11 +24,14 @@ from nexmdm.client.http_client import FleetClient
 STAFF: Final = "root"
 LOGIN: Final = "/django-admin/login/"
 COMPARED: Final = 0.2
-"""The `share` of heartbeats. All other kinds are compared with heartbeats, so heartbeats get five times as many
-requests."""
+"""The `share` of heartbeats. The usual number of requests is divided by this number, so heartbeats get five times as
+many. All other kinds are compared with heartbeats.
+"""
 
 EXPENSIVE: Final = 5
-"""The `share` of kinds that hash a password or a token. A fifth of the requests is enough for them."""
+"""The `share` of kinds that hash a password or a token. The usual number of requests is divided by this number. A fifth
+of the requests is enough for these kinds.
+"""
 
 _HARDWARE: Final = "SELECT hardware_id FROM devices_device WHERE id = ANY(%s::uuid[])"
 _FORM: Final = "application/x-www-form-urlencoded"

@@ -1,4 +1,5 @@
-"""Chaos runs. A run causes a fault under load. Afterwards, the run compares four records of the events in it.
+"""Chaos runs. A run causes a fault under load. Afterwards, the program compares four records of what happened in the
+run.
 
 These records are called ledgers: the answers to the clients, the database, the journal of the fake FCM, and the event
 feed.

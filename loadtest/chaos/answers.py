@@ -15,7 +15,7 @@ from loadtest.chaos.traffic import Exchange
 from loadtest.load.targets import Target
 
 SLOW_SECONDS: Final = 2
-"""The longest allowed time of a request that begins after the server must be normal again."""
+"""The longest allowed duration of a request, if it begins `normal_seconds` or more after a gap."""
 
 LONG_SECONDS: Final = 3
 """If a gap is at least this long, some requests must fail in it. A request waits for the database for 2 s. So no

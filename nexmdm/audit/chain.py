@@ -165,7 +165,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
     written_after = AuditEntry.objects.filter(hash=entry.previous, id__lt=before.entry_id).first()
     if written_after is not None:
         first = AuditEntry.objects.filter(id__gt=written_after.id).earliest("id")
-        what = f"inserted: entry {entry.id} contains the hash of entry {written_after.id} as the entry before it."
+        what = f"inserted: entry {entry.id} was written directly after entry {written_after.id}."
         return BrokenLink(first.id, what, last=before.entry_id)
     if entry.id == before.entry_id + 1:
         what = f"rewritten: entry {entry.id} contains another hash for entry {before.entry_id}."
@@ -200,7 +200,5 @@ def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Use a newer place as the witness.")
     if witness.entry_id > newest.entry_id:
         return BrokenLink(newest.entry_id + 1, "deleted, and the end of the chain was changed.", last=witness.entry_id)
-    what = (
-        f"rewritten, or an earlier entry was rewritten: the witness contains another hash for entry {witness.entry_id}."
-    )
+    what = f"rewritten, or an earlier entry was rewritten: `--witness` has another hash for entry {witness.entry_id}."
     return BrokenLink(witness.entry_id, what)

@@ -364,7 +364,7 @@ def test_an_entry_that_fills_a_gap_is_found(admin: Admin, written: list[int]) ->
 
     forged = tampering.forge(5, previous=AuditEntry.objects.get(id=4).hash)
     tampering.forge(6, previous=forged.hash)
-    assert "Entries 5 to 6 were inserted: entry 8 contains the hash of entry 4 as the entry before it." in broken()
+    assert "Entries 5 to 6 were inserted: entry 8 was written directly after entry 4." in broken()
 
 
 @commits

@@ -128,8 +128,8 @@ def checked_name(text: str) -> str:
     """Return `text`. Raises ProfileError if it cannot be the name of a profile."""
     if not _NAME.fullmatch(text) or text == configparser.DEFAULTSECT or not text.strip("."):
         raise ProfileError(
-            f"{text!r} cannot be the name of a profile. A name has 1 to 64 characters: A to Z, a to z, 0 to 9 "
-            "and . _ - It is not DEFAULT, and has a character other than dots."
+            f"{text!r} cannot be the name of a profile. A name has 1 to 64 letters (A to Z, a to z), digits, dots, "
+            "underscores and hyphens. `DEFAULT`, and names that have only dots, are not allowed."
         )
     return text
 

@@ -178,7 +178,7 @@ def _role(name: str, annotations: Sequence[Any]) -> Role:
     for annotation in annotations:
         if isinstance(annotation, Role):
             return annotation
-    raise TypeError(f"{name} has no role: annotate it with DECIDES, INFORMS or INFORMS_EXACTLY.")
+    raise TypeError(f"The field {name} has no role. Annotate it with DECIDES, INFORMS or INFORMS_EXACTLY (repair.py).")
 
 
 def _repair_for(plain: Any, annotations: Sequence[Any]) -> Repair:
@@ -197,7 +197,7 @@ def _max_length(annotations: Sequence[Any]) -> int:
         for constraint in (annotation, *getattr(annotation, "metadata", ())):
             if isinstance(limit := getattr(constraint, "max_length", None), int):
                 return limit
-    raise TypeError("A text field that only informs must have a max_length: longer values are cut there.")
+    raise TypeError("A text field with the role INFORMS must have a max_length. Longer values are cut to this length.")
 
 
 def _fit(fields: Mapping[str, Informing], given: Mapping[str, Any], place: _Place) -> dict[str, Any]:
