@@ -53,7 +53,7 @@ def freezing(folder: Path, times: int, seconds: float) -> Iterator[Database]:
     """Run a PostgreSQL, and a proxy in front of it. Yield this database, with a fault that freezes the proxy `times`
     times.
 
-    `seconds` is the longest allowed time of each freeze.
+    A freeze that is longer than `seconds` is shortened to `seconds`.
     """
     freezes = [replace(one, seconds=min(one.seconds, seconds)) for one in FREEZES[:times]]
     with databases.servers(folder) as made:

@@ -177,7 +177,9 @@ def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
 
 
 def waiting(name: str, snapshot: DatabaseSnapshot) -> Target:
-    """Check that each open delivery has a due time at which the server continues by itself."""
+    """Check that each open delivery has a due time, for its next push or for its expiry. At this time, the server acts
+    without a request.
+    """
     settled = sum(one.state not in OPEN for one in snapshot.deliveries)
     waits = sum(one.state in OPEN and _waits(one, snapshot.read_at) for one in snapshot.deliveries)
     lost = len(snapshot.deliveries) - settled - waits

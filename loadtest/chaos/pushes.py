@@ -90,7 +90,7 @@ class Pushed:
         return sum(len(sends) == 1 and _is_answered(attempt) and _is_of(attempt, sends[0]) for attempt, sends in pairs)
 
     def taken_twice_unexplained(self) -> int:
-        """Return how many messages FCM accepted too often.
+        """Return how many messages FCM accepted beyond the allowed number.
 
         FCM may accept one message, and one more message for each attempt with the outcome `unknown`.
         """

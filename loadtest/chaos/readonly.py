@@ -22,8 +22,9 @@ from loadtest.testbed.serving import wait_for
 from loadtest.testbed.tcp_proxy import TcpProxy
 
 NORMAL_SECONDS: Final = 5
-"""The longest time for which requests may still fail after the address leads to the new primary. After this time, no
-connection to the old primary may exist."""
+"""The longest time for which requests may still fail after the address of the proxy leads to the new primary. After
+this time, no connection to the old primary may exist.
+"""
 
 READ_ONLY_SECONDS: Final = 8
 _WRITING: Final = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND backend_xid IS NOT NULL"
@@ -54,8 +55,8 @@ def demoting(folder: Path, times: int) -> Iterator[Database]:
 class Demotions(InGaps):
     """The fault `readonly`: the primary accepts no more writes, and its standby is promoted.
 
-    READ_ONLY_SECONDS later, the address leads to the new primary. The old primary stops writes in one of two ways,
-    which alternate:
+    READ_ONLY_SECONDS later, the address of the proxy leads to the new primary. The old primary stops writes in one of
+    two ways, which alternate:
 
     - It sets `default_transaction_read_only`, and keeps its connections.
     - It restarts as a standby, and cuts its connections.

@@ -1,7 +1,8 @@
 """A small HTTP/1.1 server for the fake FCM.
 
-httptools reads the requests, because the server must leave the processor to the server under test. A client may send
-its next request on a connection only after the answer to the last request. The clients of FCM follow this rule.
+httptools reads the requests, because it needs little processor time. The server under test needs the processor time of
+this machine. A client may send its next request on a connection only after the answer to the last request. The clients
+of FCM follow this rule.
 """
 
 import asyncio

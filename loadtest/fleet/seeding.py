@@ -78,7 +78,8 @@ def _known(count: int, with_push_tokens: bool) -> list[Any]:
 def _prefix(with_push_tokens: bool) -> str:
     """Return the prefix of the hardware ids of this fleet.
 
-    The prefix names the secret key. If SECRET_KEY has changed, the tokens of an earlier fleet cannot be derived again.
+    The prefix contains an id of SECRET_KEY. If SECRET_KEY has changed, the tokens of an earlier fleet cannot be derived
+    again. The prefix then differs, so the earlier fleet is not used.
     """
     return f"seeded-{tokens.digest_keys()[0].id}-{'push' if with_push_tokens else 'poll'}-"
 

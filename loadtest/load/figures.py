@@ -200,7 +200,7 @@ class Figures:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Return a percentile of a few values, which is one of the values. For many values, use a Histogram."""
+    """Return a percentile of a few values. The result is one of these values. For many values, use a Histogram."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(percent / 100 * len(ordered)))]
 

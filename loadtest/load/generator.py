@@ -89,8 +89,8 @@ class Plan:
 def first_dues(count: int, *, ramp_seconds: float, interval_seconds: float, chance: random.Random) -> list[float]:
     """Return the time of each phone's first heartbeat, in seconds after the start.
 
-    The phones begin evenly over the ramp, each at a random moment of its interval. So the load grows evenly, and is
-    constant after the ramp and one interval.
+    The phones are spread evenly over the ramp. Then each phone waits for a random part of the interval. So the load
+    grows evenly, and is constant after the ramp and one interval.
     """
     return [ramp_seconds * number / count + chance.uniform(0, interval_seconds) for number in range(count)]
 

@@ -30,8 +30,9 @@ from loadtest.testbed.serving import Serving
 from nexmdm.client.http_client import FleetClient
 
 HEARTBEATS_PER_PROCESS: Final = 5000
-"""The highest rate of one generator, in heartbeats a second. If no other process uses its core, a generator can send
-twice as many heartbeats."""
+"""The planned rate of one generator, in heartbeats a second. The number of generators is calculated from this rate. If
+no other process uses its core, a generator can send twice as many heartbeats.
+"""
 
 CONNECTIONS: Final = 256
 WEIGH_SECONDS: Final = 10

@@ -96,8 +96,8 @@ def started(
 def served(data_dir: Path, **settings: str) -> Iterator[Serving]:
     """Run a server with this data folder until the end of the block. Yield the server when it is ready.
 
-    If `settings` contain DATABASE_URL, the server also gets generated secrets. In this case, the server itself
-    generates no secrets.
+    If the server gets a DATABASE_URL, it generates no secrets itself. In this case, this function generates the secrets
+    and gives them to the server.
     """
     with _database(data_dir.parent, settings) as database:
         settings = database | settings

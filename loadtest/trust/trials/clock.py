@@ -35,7 +35,8 @@ RETRY_SECONDS: Final = (10, PATIENCE_SECONDS)
 
 LEASE_SECONDS: Final = (35, PATIENCE_SECONDS)
 """The shortest and the longest allowed pause between the first and the second push of a delivery, if the first
-dispatcher is killed. The pause is shorter than the lease of 45 s, because the lease begins before the first push."""
+dispatcher is killed. The pause can be shorter than the lease of 45 s, because the lease begins before the first push.
+"""
 
 LIFE_SECONDS: Final = (600 - PATIENCE_SECONDS, 600)
 SETTINGS: Final = {"BCRYPT_ROUNDS": "4"}

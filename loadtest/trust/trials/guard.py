@@ -1,4 +1,4 @@
-"""Clients that send too much, too slowly or nothing do no harm, and a stop under load loses nothing.
+"""Clients do no harm if they send too much, send too slowly, or send nothing. A stop under load loses nothing.
 
 The trial uses real sockets.
 """

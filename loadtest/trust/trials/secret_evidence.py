@@ -93,7 +93,8 @@ class Calls:
         return answer.text
 
     def signed(self, method: str, target: str, body: Any = None, **altered: str) -> Any:
-        """Send a signed request. `altered` are headers that replace headers of the request after its signature.
+        """Send a signed request. `altered` are headers that replace headers of the request after the request was
+        signed.
 
         An underscore in a name of `altered` stands for a hyphen.
         """

@@ -86,8 +86,8 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "rotation",
-        "A phone stores a new pair before it uses the pair. The phone accepts both command keys until a request with"
-        " the new token gets 200.",
+        "A phone stores a new device token and command key before it uses them. The phone accepts both command keys "
+        "until a request with the new token gets 200.",
         _rotation,
         _ROTATING,
     ),

@@ -13,7 +13,7 @@ async def _enroll(case: Case) -> None:
     if len(registered) != 1:
         raise Missed(f"the agent registered {len(registered)} times")
     if registered[0].bearer != case.enrollment_token or registered[0].body.get("hardware_id") != case.hardware_id:
-        raise Missed("the agent's registration has another enrollment token or another hardware_id")
+        raise Missed("the agent did not register with PHONE_ENROLLMENT_TOKEN and PHONE_HARDWARE_ID")
     device = await case.server.get(f"/admin/devices/{case.device_id}")
     if device["push"] == "none":
         raise Missed("the server has no push target of the agent after its first heartbeat")

@@ -1,4 +1,4 @@
-"""If FCM's front end answers the pushes of one push token oddly, every other push is sent."""
+"""If FCM's front end answers the pushes of one push token oddly, the pushes to all other phones are sent."""
 
 import asyncio
 from collections.abc import Iterator, Sequence

@@ -40,8 +40,9 @@ MOST_COUNTERS: Final = 200
 """The number of rows that guesses from one network may add to the table of counters."""
 
 MOST_TRIED: Final = 250
-"""The number of guesses that the server may check: 60 a minute for two minutes, and the guesses in progress at the
-limit."""
+"""The number of guesses that the server may check. The limit allows 60 guesses a minute, for two minutes. The rest is
+for guesses that are in progress when the limit is reached.
+"""
 
 IDLE: Final = 12_000
 IDLE_GROWN_MEBIBYTES: Final = 150
