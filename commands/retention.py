@@ -109,9 +109,10 @@ _TRIM: Final = f"""
 def prune(kept: timedelta, limit: int) -> int:
     """Delete up to `limit` deliveries of commands that ended more than `kept` ago. Return the number of deliveries.
 
-    The reports and attempts of the deliveries are deleted too. Deliveries with many or large rows wait for trim(). A
-    command is deleted together with its last delivery. A lock lets only one call run at a time. Without the lock, two
-    calls would not see each other's deletions, and would both keep the command.
+    The reports and attempts of the deliveries are deleted too. This function leaves out deliveries that have many or
+    large reports or attempts. trim() handles these deliveries first. A command is deleted together with its last
+    delivery. A lock lets only one call run at a time. Without the lock, two calls would not see each other's deletions,
+    and would both keep the command.
     """
     database.advisory_lock("retention", "deliveries")
     *_, held = database.execute_batch(*_BY_INDEX, _HOLD, parameters=_bounds(kept, limit))

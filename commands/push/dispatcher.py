@@ -189,7 +189,7 @@ class Dispatcher:
                 await self._sleep_until_woken(self._listener.poll_seconds)
 
     async def _send(self, claimed: Claimed, batch: Batch) -> None:
-        """Send a push when a slot is free. If the push must not be sent any more, give the push back."""
+        """Send a push when a slot is free. If the push must not be sent any more, call _give_back() instead."""
         async with self._slots:
             if self.circuit.state == circuit_breaker.OPEN and not batch.is_probe:
                 self._give_back(

@@ -52,7 +52,9 @@ def newest_of(delivery_id: int, most: int) -> DeliveryDetail:
 
 
 def rows_of(delivery_ids: Collection[int]) -> dict[int, DeliveryRow]:
-    """Return the deliveries with these ids, in the form of a list in the API. Deleted deliveries are left out."""
+    """Return the deliveries with these ids, by id. Each delivery has the form of a row in the API's lists. Deleted
+    deliveries are left out.
+    """
     return {row.id: _delivery_row(row) for row in _deliveries().filter(id__in=delivery_ids)}
 
 

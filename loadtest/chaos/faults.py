@@ -57,7 +57,7 @@ class Fault(Protocol):
     def judged(
         self, exchanges: Sequence[Exchange], snapshot: DatabaseSnapshot, sends: Sequence[dict[str, Any]]
     ) -> list[Target]:
-        """Return one checked target for each promise that applies only to this fault.
+        """Return the result of one check (a Target) for each promise that applies only to this fault.
 
         `sends` contains the lines of the journal of the fake FCM.
         """

@@ -158,7 +158,7 @@ class FeedReader:
 def compare(snapshot: FeedSnapshot, read_ids: Iterable[str]) -> list[Target]:
     """Compare the facts, the events, and the ids of the events that a client read.
 
-    Return one checked target for each promise.
+    Return the result of one check (a Target) for each promise.
     """
     got = list(read_ids)[: len(snapshot.ids)]
     in_place = sum(one == other for one, other in zip(got, snapshot.ids, strict=False))

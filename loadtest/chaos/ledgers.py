@@ -158,7 +158,10 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def compare(account: Account, snapshot: DatabaseSnapshot) -> list[Target]:
-    """Compare the account of the clients with the database. Return one checked target for each promise."""
+    """Compare the account of the clients with the database.
+
+    Return the result of one check (a Target) for each promise.
+    """
     results = {(one.request_id, one.device_id) for one in account.results}
     return [
         *_of_commands(account, snapshot),

@@ -106,7 +106,9 @@ class Pushed:
 def compare(
     snapshot: DatabaseSnapshot, sends: Sequence[Send], members: Iterable[Member], away: Sequence[Interval]
 ) -> list[Target]:
-    """Compare the database with the journal of the fake FCM. Return one checked target for each promise.
+    """Compare the database with the journal of the fake FCM.
+
+    Return the result of one check (a Target) for each promise.
 
     `away` contains the intervals in which no dispatcher could push, in Unix time. Each phone must have a push token
     that the fake FCM accepts.

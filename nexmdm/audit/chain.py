@@ -195,7 +195,9 @@ def _check_beginning(kept: timedelta) -> None:
 
 
 def _contradicted(witness: Place, after: Place, newest: Place) -> Exception:
-    """Return the error for a chain whose links are right, but which does not contain the witness."""
+    """Return the error for a chain whose links are right, but which does not contain `witness`, the place that was
+    recorded earlier.
+    """
     if witness.entry_id < after.entry_id:
         return WitnessGone(f"Retention has deleted entry {witness.entry_id}. Use a newer place as the witness.")
     if witness.entry_id > newest.entry_id:

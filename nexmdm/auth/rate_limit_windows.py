@@ -1,10 +1,11 @@
 """The counters of the rate limits, as a Django cache for django-ratelimit. The counters are exact across processes.
 
-A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`. A rate contains the length of its window. rate_limits.py counts
-requests with the functions of this module.
+A rate is the value of a setting, for example `120/m` for ADMIN_RATE_LIMIT. A rate contains the length of its window.
+rate_limits.py counts requests with the functions of this module.
 
-The counters are in one UNLOGGED table. Counting writes no WAL, and a crash of PostgreSQL deletes the counters. Django's
-DatabaseCache is not used, because DatabaseCache reads before it writes: parallel calls would not be counted.
+The counters are in one UNLOGGED table. No WAL is written for the counters, and a crash of PostgreSQL deletes the
+counters. Django's DatabaseCache is not used, because DatabaseCache reads before it writes: parallel calls would not be
+counted.
 """
 
 from typing import Any, Final

@@ -1,7 +1,7 @@
 """The rate limits of signed calls, failed authentications and rotations. PostgreSQL counts the calls.
 
-A rate is a setting such as ADMIN_RATE_LIMIT, `120/m`: 120 calls in a window of one minute. The windows and their
-counters are in rate_limit_windows.py.
+A rate is the value of a setting, for example `120/m` for ADMIN_RATE_LIMIT: 120 calls in a window of one minute. The
+windows and their counters are in rate_limit_windows.py.
 
 django-ratelimit's decorator does not work on Ninja's operations. Above Ninja's decorator, it limits nothing. Below
 Ninja's decorator, it causes a 500.

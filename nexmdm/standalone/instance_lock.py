@@ -20,14 +20,14 @@ _DYING_SECONDS: Final = 2
 
 
 class InstanceLockedError(RuntimeError):
-    """The data folder cannot be locked: another serve uses it, or this process may not write there."""
+    """The data folder cannot be locked: another `serve` uses it, or this process may not write there."""
 
 
 class InstanceLock:
     """The lock of a data folder. The lock ends when the context closes or this process ends.
 
-    The lock file contains the state of serve: RUNNING, STOPPING or ENDED. `after_a_crash` is true if the last serve did
-    not write ENDED.
+    The lock file contains the state of `manage.py serve`: RUNNING, STOPPING or ENDED. `after_a_crash` is true if the
+    last `serve` did not write ENDED.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -39,7 +39,7 @@ class InstanceLock:
         self.note(RUNNING)
 
     def note(self, state: str) -> None:
-        """Write the state of serve into the lock file. Another serve that waits for the lock reads this state."""
+        """Write the state of `serve` into the lock file. Another `serve` that waits for the lock reads this state."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, state.encode(), 0)
 
@@ -73,9 +73,9 @@ def acquire(data_dir: Path) -> InstanceLock | None:
 
 
 def acquire_when_free(data_dir: Path, say: Callable[[str], object]) -> InstanceLock:
-    """Lock the data folder. If another serve is stopping, wait for its end, for at most 35 s.
+    """Lock the data folder. If another `serve` is stopping, wait for its end, for at most 35 s.
 
-    `say` prints a message about the wait. Raises InstanceLockedError if another serve runs or does not end in time.
+    `say` prints a message about the wait. Raises InstanceLockedError if another `serve` runs or does not end in time.
     """
     began, announced = time.monotonic(), False
     while (instance := acquire(data_dir)) is None:

@@ -1,7 +1,7 @@
-"""The watch that ends a child process of `serve` after serve has ended or crashed.
+"""The watch that ends a child process of `serve` after `serve` has ended or crashed.
 
-serve keeps the write end of a pipe, and the child inherits the read end. When serve ends, the write end closes, and the
-child reads the end of file. NEXMDM_LIFELINE_FD is the descriptor of the read end.
+`serve` keeps the write end of a pipe, and the child inherits the read end. When `serve` ends, the write end closes, and
+the child reads the end of file.  NEXMDM_LIFELINE_FD is the descriptor of the read end.
 """
 
 import os
@@ -15,7 +15,7 @@ _SECONDS_TO_FINISH: Final = 30
 
 
 def watch() -> None:
-    """Start a thread that ends this process when serve has ended.
+    """Start a thread that ends this process when `serve` has ended.
 
     The thread sends SIGTERM immediately, and SIGKILL 30 s later. If NEXMDM_LIFELINE_FD is not set, do nothing.
     """

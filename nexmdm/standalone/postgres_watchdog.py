@@ -1,6 +1,6 @@
 """The process that stops the embedded PostgreSQL after `serve` was killed.
 
-`serve` starts `python -m nexmdm.standalone.postgres_watchdog <data folder>`, with a pipe as its standard input. serve
+`serve` starts `python -m nexmdm.standalone.postgres_watchdog <data folder>`, with a pipe as its standard input. `serve`
 and its children have the write end of this pipe. So the standard input ends after all of them have ended.
 """
 
@@ -11,9 +11,9 @@ from nexmdm.standalone import embedded_postgres, instance_lock
 
 
 def main() -> None:
-    """Wait until serve and its children have ended, then stop PostgreSQL.
+    """Wait until `serve` and its children have ended, then stop PostgreSQL.
 
-    Do nothing if a new serve already uses the data folder.
+    Do nothing if a new `serve` already uses the data folder.
     """
     data_dir = Path(sys.argv[1])
     sys.stdin.buffer.read()

@@ -33,7 +33,7 @@ _POSTGRES_CHECK_SECONDS: Final = 5
 
 
 class StopRequest:
-    """Whether serve must stop. It is true after the first SIGINT or SIGTERM.
+    """Whether `serve` must stop. It is true after the first SIGINT or SIGTERM.
 
     With `with_parent`, it is also true after the parent process has ended.
     """
@@ -46,7 +46,7 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def __bool__(self) -> bool:
-        """Return whether serve must stop."""
+        """Return whether `serve` must stop."""
         return self._signalled or (self._parent is not None and os.getppid() != self._parent)
 
     def _note(self, _: int, __: FrameType | None) -> None:
@@ -116,7 +116,7 @@ class Child:
 
 
 class ProcessGroup:
-    """All children of serve. `lost` contains the name of a child for each time that the child died."""
+    """All children of `serve`. `lost` contains the name of a child for each time that the child died."""
 
     def __init__(self, children: Sequence[Child], metrics_dir: Path) -> None:
         """Store the children without starting them. `metrics_dir` is the folder with their metrics."""
@@ -147,7 +147,7 @@ class ProcessGroup:
 
 
 class Postgres:
-    """The embedded PostgreSQL of serve."""
+    """The embedded PostgreSQL of `serve`."""
 
     def __init__(self, data_dir: Path) -> None:
         """Store the data folder."""
@@ -156,7 +156,7 @@ class Postgres:
 
     @contextmanager
     def running(self, environment: dict[str, str]) -> Iterator[int]:
-        """Run PostgreSQL while this context is open. If serve is killed, a watchdog process stops PostgreSQL.
+        """Run PostgreSQL while this context is open. If `serve` is killed, a watchdog process stops PostgreSQL.
 
         The context yields a file descriptor that all children must inherit. The watchdog waits until every process with
         this descriptor has ended.
@@ -205,5 +205,5 @@ def environment(path: Path, **extra: str) -> dict[str, str]:
 
 
 def with_parent_watch(variables: dict[str, str], descriptor: int) -> dict[str, str]:
-    """Return `variables` with NEXMDM_LIFELINE_FD. `descriptor` is the read end of the pipe."""
+    """Return `variables` with NEXMDM_LIFELINE_FD. `descriptor` is the read end of the pipe from parent_watch_pipe()."""
     return {**variables, parent_watch.VARIABLE: str(descriptor)}

@@ -131,7 +131,7 @@ def _command(calls: Calls, phone: dict[str, Any], pushed: Callable[[], object]) 
 
 
 def _await_push(evidence: Evidence, standin: FcmStandin, word: str) -> None:
-    """Wait for a push that gets this answer of the fake FCM. Raises TimeoutError."""
+    """Wait for a push that the fake FCM answers with `word` (replies.py). Raises TimeoutError."""
     standin.journal.wait_for(1, PUSH_SECONDS, matching=partial(_is_to, word))
     evidence.pushed.add(word)
 

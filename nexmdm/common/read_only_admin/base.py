@@ -39,7 +39,7 @@ ROWS_PER_PAGE: Final = 100
 
 
 class NewestFirst(ChangeList):
-    """One page of a list, in the order of the key."""
+    """One page of a list, in descending order of the primary key."""
 
     older: str = ""
     continued: bool = False

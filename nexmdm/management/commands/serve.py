@@ -1,7 +1,7 @@
 """The command `manage.py serve`, which runs all parts of NexMDM.
 
 The parts are the web workers, a dispatcher and, if DATABASE_URL is not set, the embedded PostgreSQL. Before the parts
-start, serve applies the migrations.
+start, `serve` applies the migrations.
 """
 
 import os
@@ -86,7 +86,7 @@ class Command(BaseCommand):
     def _listen(self, *, patiently: bool) -> socket.socket:
         """Open the listening socket. Raises CommandError if the port is in use.
 
-        With `patiently`, wait up to 25 s for a port that is in use. The children of a killed serve may still use the
+        With `patiently`, wait up to 25 s for a port that is in use. The children of a killed `serve` may still use the
         port.
         """
         try:
