@@ -11,7 +11,9 @@ import kotlin.concurrent.thread
 import kotlin.system.exitProcess
 import org.json.JSONObject
 
-private val ACTIONS = setOf("ping", "launch_app", "stop_app", "ring", "message", "lock", "reboot", "wipe")
+private val ACTIONS = setOf(
+    "ping", "launch_app", "stop_app", "ring", "message", "lock", "reboot", "wipe",
+)
 
 private fun variable(name: String): String = System.getenv("PHONE_$name")
 

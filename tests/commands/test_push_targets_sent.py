@@ -15,6 +15,7 @@ from devices.models import DeadPushToken, Device
 from loadtest.fake_fcm.server import FcmStandin
 from nexmdm.common import database
 from nexmdm.common.types import rfc3339
+from tests.support.action_params import GOOD
 from tests.support.actors import Admin, Phone
 from tests.support.moments import let_pass
 
@@ -251,12 +252,6 @@ def test_a_push_token_counts_if_the_push_target_next_to_it_is_dropped(admin: Adm
 
 
 IN_DIRECT_BOOT: Final = {"lock", "wipe", "ring", "reboot"}
-PARAMS: Final[dict[str, dict[str, Any]]] = {
-    "launch_app": {"package": "com.example.app"},
-    "stop_app": {"package": "com.example.app"},
-    "ring": {"duration_seconds": 5},
-    "message": {"title": "t", "body": "b"},
-}
 
 
 @pytest.mark.parametrize("action", sorted(actions.CATALOGUE))
@@ -264,7 +259,7 @@ def test_each_message_is_counted_under_its_action_and_some_reach_a_locked_phone(
     admin: Admin, fcm: FcmStandin, action: str
 ) -> None:
     phone = admin.enrol("phone-1", push_target=fid())
-    admin.command(action, to=phone, params=PARAMS.get(action, {}))
+    assert admin.command(action, to=phone, params=GOOD[action][0]).status == 200
     dispatch()
     message = fcm.journal.sends()[0].message
     assert message["fcm_options"] == {"analytics_label": action}

@@ -226,6 +226,15 @@ def test_every_action_has_a_row_on_the_page_of_the_api() -> None:
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(CATALOGUE)
 
 
+def test_every_action_is_known_to_the_example_agents_and_on_their_page() -> None:
+    known = list(CATALOGUE)
+    page = (DOCS / "agent.md").read_text().partition("The agent must know all")[2].partition("  - ")[2]
+    assert re.findall(r"`(\w+)`", page.partition("\n")[0]) == known
+    for example in ("agent.py", "KitAdapter.kt"):
+        actions = (DOCS / "agent" / example).read_text().partition("ACTIONS = ")[2]
+        assert re.findall(r'"(\w+)"', re.split(r"[)}]", actions)[0]) == known, example
+
+
 def test_every_type_of_events_is_on_the_page_of_events() -> None:
     table = (OPERATIONS / "events.md").read_text().partition("| type | when | `data` |\n")[2].partition("\n\n")[0]
     documented = [name for row in table.splitlines() for name in re.findall(r"`([\w.]+)`", row.split("|")[1])]
