@@ -88,9 +88,9 @@ def finish_recent(limit: int) -> int:
 def expire(limit: int) -> int:
     """Mark up to `limit` overdue deliveries as expired. Return the number of deliveries.
 
-    While no dispatcher runs, nothing marks overdue deliveries. If a delivery is marked late, its `settled_at` may be
-    longer ago than LATELY. finish_recent() then does not find the command of this delivery. Therefore this function
-    also stores the end of these commands, in a second transaction.
+    While no dispatcher runs, nothing marks overdue deliveries. If a delivery is marked long after its expiry,
+    finish_recent() does not find its command. Therefore this function also stores the end of these commands, in a
+    second transaction.
     """
     command_ids = queue.expire(limit)
     if command_ids:

@@ -131,7 +131,8 @@ _COUNT: Final = f"SELECT count(*), count(*) FILTER (WHERE {_PUSHABLE}) FROM devi
 
 
 def issue(request: CommandRequest, *, dry_run: bool = False) -> Issued:
-    """Issue a command to its audience. The commit wakes the dispatchers. In a dry run, only count the audience.
+    """Issue a command to its audience: the devices of its target. The commit wakes the dispatchers. In a dry run, only
+    count these devices.
 
     Raises UnknownDevices, PushPayloadTooLarge, EmptyAudience or AudienceChanged. After an error, the caller must roll
     back its transaction: when AudienceChanged is raised, the command is already written.

@@ -97,7 +97,9 @@ class ReportLimit:
             return True
 
     def settle(self, token: tokens.Token, *, is_proved: bool) -> None:
-        """Free a reserved place. If `is_proved`, the token was valid, and the report is counted."""
+        """Free the place of a report for which reserve() returned True. If `is_proved`, the token was valid, and the
+        report is counted.
+        """
         with self._lock:
             self._reserved[token.text] -= 1
             if not self._reserved[token.text]:

@@ -231,8 +231,8 @@ def record(records: Sequence[ReportRecord]) -> list[Outcome]:
     error.
 
     The first final report settles a delivery. Any report after a final report is a duplicate, and changes nothing. A
-    final report after expiry or cancellation is late, and does not change the state. If a delivery has KEPT reports, a
-    further report is only counted, unless it is the first final report.
+    final report after expiry or cancellation is late, and does not change the state. At most KEPT reports of a delivery
+    are stored. Further reports are only counted, except the first final report.
 
     The errors are UnknownRequest, MayRetire, and the errors of the token: InvalidToken, DeviceRevoked, NeedsFullCheck.
     """

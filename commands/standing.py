@@ -73,8 +73,8 @@ def of_outcome(outcome: CommandOutcome, *, was_cancelled: bool) -> CommandState:
 
 
 def of_seen(seen: int, *, was_cancelled: bool) -> Standing:
-    """Return the state and the outcome of a command from SEEN. `was_cancelled`: an admin's cancellation withdrew
-    deliveries.
+    """Return the state and the outcome of a command. `seen` is the command's value of the annotation SEEN.
+    `was_cancelled`: an admin's cancellation withdrew deliveries.
     """
     return of_states([state for state, bit in _BITS.items() if seen & bit], was_cancelled=was_cancelled)
 

@@ -277,7 +277,8 @@ def _key_id(key: str) -> str:
 
 
 def command_key(device_id: UUID | str, generation: int, key_id: str) -> str:
-    """Return the command key of a device as lower-case hex. The server must send the key to the phone only once.
+    """Return the command key of a device as lower-case hex. Only the answers to a registration and to a rotation
+    contain the key.
 
     The command key is HMAC-SHA256 under the signing key `key_id`. The message of the HMAC is `NXK1`, the device id and
     the generation, joined by LF. If `key_id` is not configured any more, the current signing key is used. In this case,

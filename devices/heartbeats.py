@@ -111,7 +111,8 @@ def record_others() -> str:
     """Return the statement that records the heartbeats which RECORD has not recorded.
 
     This statement also writes spans, events and first uses of tokens. Run spans.LOCK and then this statement in one
-    transaction. As a separate statement, it sees the changes of transactions that had the locks before.
+    transaction. Because it begins after spans.LOCK has the locks, it sees the changes of transactions that had these
+    locks before.
     """
     return f"""
         WITH {_JUDGED}, before AS MATERIALIZED (

@@ -216,8 +216,8 @@ def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]
 def sharing(owner_digests: Collection[str], using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
     """Return the devices that must lose their push target, because another device has the same installation.
 
-    Of each installation, one device keeps its push target. Of the active devices, this is the device that was seen
-    last. If all devices are revoked, it is the device that was revoked last.
+    For each installation, the active device that was seen last keeps its push target. If no device of the installation
+    is active, the device that was revoked last keeps its push target.
     """
     last_seen_first = [
         F("revoked_at").desc(nulls_first=True), F("presence__last_seen_at").desc(nulls_last=True), F("id").desc(),

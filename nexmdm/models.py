@@ -114,8 +114,8 @@ class PushHealthHour(models.Model):
     """The pushes of one past hour, counted for one value of one field of the devices.
 
     Example: `field` is `model`, and `value` is the name of a model. `latencies` maps the number of a latency band to
-    the count of answers in this band. An hour that has been counted always has one row whose `field` is empty.
-    nexmdm/monitoring/push_health.py writes and reads this table.
+    the count of pushes whose latency is in this band. An hour that has been counted always has one row whose `field` is
+    empty. nexmdm/monitoring/push_health.py writes and reads this table.
     """
 
     id = models.BigAutoField(primary_key=True)

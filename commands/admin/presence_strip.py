@@ -46,7 +46,7 @@ class Midnight:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The strip of a device. `summary` describes the strip in words."""
+    """The presence of a device as a strip of coloured parts. `summary` describes the presence in words."""
 
     parts: list[Part]
     midnights: list[Midnight]

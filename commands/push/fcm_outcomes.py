@@ -105,9 +105,9 @@ def _refused(answer: FcmResponse, failures: int) -> RetryDecision:
     | 401, 403, 404 without these codes          | blocked       | after 30 s, or the backoff if longer     |
     | 400 and other 4xx                          | rejected      | none                                     |
 
-    THIRD_PARTY_AUTH_ERROR: the push token is for iOS or for a browser, and the Firebase project has no certificate or
-    key for iOS or browsers ("ErrorCode"). This error does not open the circuit, because a phone chooses its push token.
-    One wrong push token must not stop the pushes of all phones.
+    THIRD_PARTY_AUTH_ERROR: the push token is for iOS or for a browser. The Firebase project has no certificate or key
+    for this platform (see Google's page "ErrorCode"). This error does not open the circuit, because a phone chooses its
+    push token. One wrong push token must not stop the pushes of all phones.
     """
     if answer.fcm_error in ("UNREGISTERED", "SENDER_ID_MISMATCH"):
         return RetryDecision(AttemptOutcome.TOKEN_DEAD)

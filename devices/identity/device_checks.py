@@ -1,4 +1,5 @@
-"""Warnings about several devices that are one device by the present rules. Earlier versions stored these devices.
+"""Warnings about devices that share an alias, a hardware id or an installation. Only earlier versions stored such
+devices.
 
 nexmdm/apps.py imports this module when Django loads the models. `manage.py check` runs the checks.
 """

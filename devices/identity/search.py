@@ -1,7 +1,7 @@
 """The search for devices by a part of an alias or hardware id, or by the start of a device id.
 
-The search reads all comparison keys, which takes less than 100 ms for 100,000 devices. No index can help: a trigram
-index needs an extension that the embedded PostgreSQL does not have.
+The search reads the columns `alias_key` and `hardware_key` of all devices. For 100,000 devices, this takes less than
+100 ms. No index can help: a trigram index needs an extension that the embedded PostgreSQL does not have.
 """
 
 import re

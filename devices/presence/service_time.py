@@ -27,7 +27,7 @@ LONGEST_PAUSE: Final = timedelta(seconds=20)
 
 
 def online_window() -> timedelta:
-    """Return how long a heartbeat keeps its device online, in service time."""
+    """Return how long a heartbeat keeps its device online. The time of service gaps does not count."""
     return timedelta(seconds=ONLINE_INTERVALS * settings.HEARTBEAT_INTERVAL_SECONDS)
 
 

@@ -64,7 +64,7 @@ class InGaps:
 
 @dataclass(frozen=True, slots=True)
 class AroundGaps:
-    """The checks of all answers of a run. The gaps must be in the order of time.
+    """The checks of all answers of a run. `gaps` are the intervals without a usable database, in the order of time.
 
     - `normal_seconds`: the longest time after a gap for which requests may still fail.
     """

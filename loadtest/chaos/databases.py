@@ -1,4 +1,4 @@
-"""Databases for a server under test that replace its embedded PostgreSQL."""
+"""Databases that a server under test uses in place of its embedded PostgreSQL."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

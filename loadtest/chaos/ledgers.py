@@ -1,4 +1,4 @@
-"""The comparison of two records (ledgers) of a run: the account of the clients, and the content of the database.
+"""The comparison of two records (ledgers) of a run: what the clients recorded, and the content of the database.
 
 A run has two further ledgers: pushes.py checks the journal of the fake FCM, and feed.py checks the event feed.
 """

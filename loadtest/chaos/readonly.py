@@ -121,8 +121,8 @@ class Demotions(InGaps):
     ) -> list[Target]:
         """Check the answers, the connections to the old primary, and that all processes survive.
 
-        Each answer must be 200 or 503. If NORMAL_SECONDS have passed since a change of the address, each answer
-        must be 200.
+        Each answer must be 200 or 503. From NORMAL_SECONDS after the proxy leads to the new primary, each answer must
+        be 200.
         """
         del snapshot, sends
         figure = f"read-only for {answers.lengths(self.gaps)}"

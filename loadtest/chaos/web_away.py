@@ -89,7 +89,7 @@ class WebAway:
             ((self.longest_gap,),) = connection.execute(_GAPS).fetchall()
 
     def away(self) -> list[Interval]:
-        """Return no interval, because the dispatchers run all the time."""
+        """Return an empty list: the dispatchers can push all the time."""
         return []
 
     def judged(

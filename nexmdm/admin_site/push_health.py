@@ -58,7 +58,7 @@ class Line:
 
     @property
     def look(self) -> str:
-        """The colour of the share: bad, warning or good. It is bad if there is no share."""
+        """The colour of `percent`: bad, warning or good. The colour is bad if `percent` is None."""
         if self.percent is None or self.percent < _BAD_PERCENT:
             return BAD
         return GOOD if self.percent >= _GOOD_PERCENT else WARN

@@ -70,7 +70,7 @@ class SiteTurn:
             SITE.leave(self.address)
 
     def give_up_from_thread(self) -> None:
-        """Give up the place and the connection, from the thread of the request."""
+        """Do give_up() on the event loop. Call this function in the thread of the request."""
         self._loop.call_soon_threadsafe(self.give_up)
 
     def take_from_thread(self) -> None:

@@ -152,8 +152,8 @@ def _look(*, writing: bool) -> Readiness:
 def _refuse_waiting_commits() -> None:
     """Raise OperationalError if commits have waited for a synchronous standby for LOOK_SECONDS or more.
 
-    In this state, the commit of the check would also wait. The check would then occupy a connection of PostgreSQL after
-    /readyz has answered.
+    In this state, the commit of the check for /readyz would also wait. This check would then occupy a connection of
+    PostgreSQL after /readyz has answered.
     """
     if database.row(_WAITING_COMMITS, {"seconds": LOOK_SECONDS}) != (0,):
         raise OperationalError(

@@ -237,7 +237,7 @@ async def change_webhook(request: HttpRequest, webhook_id: UUID, body: WebhookCh
     """Change the URL, types or tags of a webhook, pause it, or resume it.
 
     New types or tags replace the old types or tags. A paused webhook keeps its place in the event feed. A resumed
-    webhook continues with its next event. Its 72 hours begin again.
+    webhook continues with its next event. Its 72 hours until a pause begin again.
     """
     caller = caller_of(request)
 

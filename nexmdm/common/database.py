@@ -175,7 +175,7 @@ async def _run_unsigned(ends_at: float, work: Callable[P, R], *args: P.args, **k
 
 
 async def run_in_db_thread_until(ends_at: float, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a function in a thread without a queue, with the deadline `ends_at` (monotonic time)."""
+    """Run a function in a thread, without waiting for a turn. The deadline is `ends_at` (monotonic time)."""
     return await sync_to_async(_work_and_release)(ends_at, work, *args, **kwargs)
 
 

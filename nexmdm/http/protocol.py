@@ -114,7 +114,7 @@ class Protocol(HttpToolsProtocol):
             self._parse_portions(data)
 
     def _parse_portions(self, data: bytes) -> None:
-        """Parse portions until a request waits or no data is left. If data is left, keep it and pause reading."""
+        """Parse portions of `data`, until a request waits or no data is left. Keep the data that is left."""
         start = 0
         while start < len(data) and not self._deaf and not self._is_full():
             start += self._parse(pipelining.portion_of(data, start))

@@ -48,7 +48,7 @@ class InstanceLock:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """Write ENDED, and release the lock."""
+        """Write the state ENDED to the lock file, and release the lock."""
         self.note(ENDED)
         os.close(self._descriptor)
 

@@ -22,7 +22,8 @@ _PRUNE: Final = """
 
 
 def prune(kept: timedelta, limit: int) -> int:
-    """Delete up to `limit` attempts that are older than `kept`, or that are not among the newest KEPT of a webhook.
+    """Delete up to `limit` attempts that are older than `kept`, or older than the newest KEPT attempts of their
+    webhook.
 
     Return the number of deleted attempts.
     """

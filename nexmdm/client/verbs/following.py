@@ -79,7 +79,9 @@ def _deliveries(client: FleetClient, command: Json, limit: int, *, only_failing:
 
 
 def _worst_deliveries(client: FleetClient, command: Json, limit: int, *, only_failing: bool) -> list[Json]:
-    """Return the worst deliveries. With `only_failing`, deliveries that succeeded late come last."""
+    """Return up to `limit` deliveries, the worst state first. `only_failing` leaves out deliveries in the state
+    `succeeded`. In this case, deliveries with the late result `succeeded` come last.
+    """
     counts = command["counts"]
     spare = min(counts["late"], MOST_LATE) if only_failing else 0
     in_time: list[Json] = []

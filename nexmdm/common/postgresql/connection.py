@@ -94,13 +94,15 @@ class Connection(psycopg.Connection[Any]):
         return answer
 
     def begin_statements(self) -> tuple[str, ...]:
-        """Return BEGIN and the settings: the first statements of a transaction that has several messages."""
+        """Return the statements that begin a transaction: BEGIN, then the statements that set this connection's
+        parameters.
+        """
         return (self._get_tx_start_command().decode(), *self.first_statements)
 
     @contextmanager
     def beginning_by_itself(self) -> Iterator[None]:
-        """Let the statement in the block begin its transaction. Without this, psycopg sends BEGIN in a separate
-        message.
+        """Stop psycopg from sending BEGIN before the statement in the block. The statement begins its transaction
+        itself.
         """
         self._begins = True
         try:

@@ -233,7 +233,7 @@ class ReadOnlyAdmin(_ReadOnly, ModelAdmin):
         return queryset.filter(self.identified(key)), False
 
     def identified(self, key: UUID) -> Q:
-        """Return the condition for a search of the id `key`."""
+        """Return the condition for a search whose text is the id `key`."""
         return Q(pk=key)
 
     def named(self, text: str) -> Q:

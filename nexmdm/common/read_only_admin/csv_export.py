@@ -31,8 +31,9 @@ Read = Callable[[Any, int], Sequence[tuple[Any, ...]]]
 def response(name: str, headings: Iterable[str], read: Read, *, with_body: bool) -> HttpResponseBase:
     """Return the answer that streams a list as CSV.
 
-    `read` is called with a key (None at first) and a number. `read` must return this number of rows below the key, or
-    fewer rows at the end. A row is its key, followed by its cells.
+    `read` is called with the key of the last row (None at first) and a number. `read` must return this number of
+    further rows in descending order of the key. At the end of the list, it returns fewer rows. A row is its key,
+    followed by its cells.
     """
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     kind = "text/csv; charset=utf-8"

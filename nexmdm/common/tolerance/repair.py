@@ -147,10 +147,10 @@ class Informing(NamedTuple):
 
 @cache
 def informing(schema: type) -> Mapping[str, Informing]:
-    """Return the fields of `schema` that only inform. `schema` is the type of a device body, or of an object in such a
-    body.
+    """Return the fields of `schema` whose invalid values are repaired or dropped, not refused. `schema` is the type of
+    a device body, or of an object in such a body.
 
-    Raises TypeError for a field without a role.
+    Raises TypeError if a field is not annotated with a Role.
     """
     hints = get_type_hints(schema, include_extras=True)
     names = hints if is_typeddict(schema) else schema.model_fields  # type: ignore[attr-defined]

@@ -133,8 +133,8 @@ def _piece(message: Message, before: int, limit: int) -> tuple[bytes, bool]:
 
 
 class BodyMemoryBudget:
-    """The part of LARGE_BODIES that one body uses while it arrives. `client` is the counting key of the client's
-    address.
+    """The memory that one large body uses while it arrives, as a part of LARGE_BODIES. `client` is the key under which
+    the client's address is counted.
     """
 
     __slots__ = ("_client", "_mine")

@@ -1,4 +1,4 @@
-"""If FCM's front end answers the pushes of one push token oddly, the pushes to all other phones are sent."""
+"""Test a promise: odd answers of FCM's front end to one push token do not stop the pushes to other phones."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
