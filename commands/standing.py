@@ -107,7 +107,7 @@ _OPEN: Final = Q(finished_at=None) & Q(Exists(Delivery.objects.open().filter(com
 
 
 def state_conditions() -> dict[str, Q]:
-    """Return a condition for filter() for each state of a command.
+    """Return one condition for each state of a command, for use in filter().
 
     A condition selects the commands for which of() returns the state.
     """

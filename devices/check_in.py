@@ -215,8 +215,8 @@ async def check_in(token: tokens.Token, fields: Heartbeat, notes: Sequence[Note]
 
     InvalidToken is returned and not raised, because raised errors make work for the garbage collector. With many
     invalid tokens, this work is considerable. `notes` lists the fields of the body that were repaired or dropped.
-    `client` is the network address of the phone. The limits on database work are for each address. Raises
-    DeviceRevoked, GateFull, Overloaded, Draining, and the errors of the database.
+    `client` is the network address of the phone. Each address has its own limit on database work. Raises DeviceRevoked,
+    GateFull, Overloaded, Draining, and the errors of the database.
     """
     began_at = time.monotonic()
     outcome = await submit(build_record(token, fields))

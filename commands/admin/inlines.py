@@ -40,7 +40,7 @@ class _NewestDeliveries(NewestRows):
 
     @property
     def whole_list(self) -> SafeString:
-        """Return a link to the list of deliveries, with the choice `state`."""
+        """Return a link to the command's list of deliveries. The state filter of the list has the choice `state`."""
         text = f"All deliveries: {self.state}"
         return link_to_list(Delivery, text, command__id__exact=self.instance.pk, state=self.state)
 

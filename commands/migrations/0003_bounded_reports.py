@@ -1,4 +1,4 @@
-"""Add columns that count the reports without a stored row.
+"""Add columns that count the reports that are not stored as rows.
 
 The columns have no CHECK. For a CHECK, PostgreSQL would read the whole table under an exclusive lock.
 """

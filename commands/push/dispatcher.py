@@ -128,7 +128,7 @@ class Dispatcher:
     async def run_once(self) -> None:
         """Run each periodic task once, and send the due pushes that the rate and the circuit allow.
 
-        Return when the answers are recorded.
+        Return when FCM's answers to these pushes are recorded.
         """
         for periodic_task in self._periodic_tasks:
             await database.run_chore(periodic_task.work)

@@ -119,9 +119,7 @@ def shadowed_aliases(using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
 
 
 def shadowed_hardware_ids(using: str = DEFAULT_DB_ALIAS) -> list[UUID]:
-    """Return the devices whose hardware id, without blanks around it, belongs to a device that was enrolled before
-    them.
-    """
+    """Return the devices with the same hardware id as an earlier device. Blanks around a hardware id do not count."""
     with connections[using].cursor() as cursor:
         cursor.execute(_SIMILAR_HARDWARE_IDS)
         similar = cursor.fetchall()

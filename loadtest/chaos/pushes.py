@@ -82,9 +82,8 @@ class Pushed:
         return sum(_is_of(attempt, sends[0]) for attempt, sends in self._answered())
 
     def founded(self) -> int:
-        """Return the number of attempts during which exactly one message arrived, and which have FCM's answer to it.
-
-        Attempts without an answer do not count.
+        """Return the number of attempts that match exactly one message. The attempt must have FCM's answer to this
+        message. Attempts without an answer do not count.
         """
         pairs = self._answered()
         return sum(len(sends) == 1 and _is_answered(attempt) and _is_of(attempt, sends[0]) for attempt, sends in pairs)
@@ -212,7 +211,9 @@ def _tried(snapshot: DatabaseSnapshot, away: Sequence[Interval]) -> Target:
 
 
 def _overdue_seconds(delivery: Delivery, now: float, away: Sequence[Interval]) -> float:
-    """Return how long the last due push waited while a dispatcher could push, in seconds."""
+    """Return for how many seconds the next push of a delivery was overdue. Times in which no dispatcher could push do
+    not count.
+    """
     over_at = min(at for at in (delivery.received_at, delivery.settled_at, now) if at is not None)
     due_at = _due_at(delivery)
     return over_at - due_at - intervals.length(intervals.common([(due_at, over_at)], away))

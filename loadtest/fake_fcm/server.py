@@ -237,7 +237,7 @@ class FcmStandin:
     def scripted(self, script: str, push_token: str = "") -> Reply:
         """Return the answer that the beginning of `script` chooses.
 
-        `push_token` is the push target whose earlier pushes count for `flaky`.
+        The answer of `flaky` depends on the number of earlier pushes to `push_token`.
         """
         word, number = script_of(script)
         if word == "flaky":

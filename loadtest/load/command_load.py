@@ -24,7 +24,8 @@ _ACTIONS: Final[tuple[dict[str, Any], ...]] = (
 
 @dataclass(slots=True)
 class Life:
-    """The life of one command: the times of its POST, of its push at FCM, and of its result. None: not yet.
+    """The life of one command: the times of its POST, of its push at FCM, and of its result. A time is None until its
+    step has happened.
 
     Times are seconds on the monotonic clock.
     """

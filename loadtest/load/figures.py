@@ -161,23 +161,23 @@ class Figures:
             self.seconds[second].merge(row)
 
     def latencies(self, *kinds: Kind, since: float = 0, until: float = float("inf")) -> Histogram:
-        """Return the latencies of the requests of these kinds that were due from `since` on and before `until`."""
+        """Return the latencies of the requests of these kinds that were due at or after `since`, and before `until`."""
         rows = self.between(since, until)
         return merged(row.latencies[kind] for row in rows for kind in kinds if kind in row.latencies)
 
     def errors(self, since: float = 0, until: float = float("inf")) -> Counter[str]:
-        """Return how often each error occurred in the seconds from `since` on and before `until`."""
+        """Return how often each error occurred in the seconds at or after `since`, and before `until`."""
         counts: Counter[str] = Counter()
         for row in self.between(since, until):
             counts.update(row.errors)
         return counts
 
     def answered(self, since: float, until: float) -> int:
-        """Return the number of heartbeats whose answers arrived from `since` on and before `until`."""
+        """Return the number of heartbeats whose answers arrived at or after `since`, and before `until`."""
         return sum(row.answered for row in self.between(since, until))
 
     def between(self, since: float, until: float) -> list[Second]:
-        """Return the figures of the seconds from `since` on and before `until`.
+        """Return the figures of the seconds at or after `since`, and before `until`.
 
         Seconds without any figures are left out.
         """

@@ -46,7 +46,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
 
 
 def failed(request: HttpRequest) -> HttpResponse:
-    """Answer an error in a Django view with problem details, as the API does. Errors in the code of NexMDM are logged."""
+    """Answer an error of a view with problem details, as the API does. Errors in the code of NexMDM are logged."""
     error = sys.exc_info()[1]
     if isinstance(error, Error) and meaning_of(error) is Meaning.UNAVAILABLE:
         # Django catches this error, so the caller of the site does not see it. The outage must be noted here.

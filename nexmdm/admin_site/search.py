@@ -56,7 +56,7 @@ class Found:
 def find(given: str) -> Found:
     """Search for a text in names, ids, actions and notes.
 
-    If the text is a complete id, only this id is searched.
+    If the text is a complete id, find only the row with this id.
     """
     text = given.strip()[:LONGEST]
     if not text or "\0" in text:

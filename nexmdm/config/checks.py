@@ -206,7 +206,7 @@ def _shared(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
 
 
 def _repeated(secrets: Mapping[str, Sequence[str]]) -> Iterator[CheckMessage]:
-    """Yield an error for each secret that has the same value twice, such as current and previous value."""
+    """Yield an error for each secret whose values are not all different, such as its current and its previous value."""
     for name, values in secrets.items():
         if len(set(values)) < len(values):
             message = f"{name} and {name}_PREVIOUS contain the same value, so the secret was not changed."

@@ -45,7 +45,7 @@ class EventsNotReady(DomainError):
 def ensure() -> None:
     """Ensure that this database has an epoch. If its events come from another database, begin a new epoch.
 
-    Raises EventsNotReady if more restored events must be moved first. A later call moves further events.
+    Each call moves up to BATCH restored events into the new epoch. Raises EventsNotReady if there may be more of them.
     """
     if not _is_current() and move() == BATCH:
         raise EventsNotReady

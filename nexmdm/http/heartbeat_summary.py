@@ -28,7 +28,7 @@ _P95: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """The counts of this process at one moment: heartbeats by verdict, and answers by bucket of the latency histogram."""
+    """The counts of this process at one moment: heartbeats by verdict, and answers by latency bucket."""
 
     at: float
     verdicts: Counter[str]

@@ -1,4 +1,6 @@
-"""The promises that have tests in `tests/`. The tests run with more examples than in `make test`."""
+"""The promises of NexMDM that tests in `tests/` check. Hypothesis runs these tests with more examples than in `make
+test`.
+"""
 
 import subprocess
 import sys

@@ -59,7 +59,7 @@ class Audience:
     def silent(self, client: FleetClient, seconds: int) -> tuple[int, bool]:
         """Return the number of active devices without a heartbeat for `seconds`, and whether there may be more.
 
-        Call described() first. A named device without its fields is not counted.
+        Call described() first. A named device whose fields described() did not read is not counted.
         """
         if self.named:
             return sum(_is_silent(row, seconds) for row in self.named), False

@@ -16,7 +16,9 @@ _NICEST: Final = 19
 
 
 def threads(name: str, count: int) -> ThreadPoolExecutor:
-    """Return a pool of `count` threads with a low priority. Its functions must release the GIL most of the time."""
+    """Return a pool of `count` threads with a low priority. Functions that run in it must release the GIL most of the
+    time.
+    """
     return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_lower_priority)
 
 

@@ -73,7 +73,7 @@ class SpanFilter(admin.SimpleListFilter):
         return queryset if span is None else self.narrowed(queryset, database.now() - span)
 
     def narrowed(self, rows: QuerySet[Any], moment: datetime) -> QuerySet[Any]:
-        """Return the rows that match the chosen length. `moment` is now minus this length.
+        """Return the rows that match the chosen length of time. `moment` is now minus this length.
 
         Each subclass compares its own column with `moment`.
         """
