@@ -35,7 +35,7 @@ PUSH_NOW_SQL: Final = f"""
 
 
 def conditions() -> dict[str, Q]:
-    """Return a condition for filter() for each state of a push in the API.
+    """Return one condition for each state of a push in the API, for use in filter().
 
     A condition selects the deliveries whose push has this state.
     """

@@ -70,7 +70,8 @@ class CheckedIn:
     - `server_time` is the time of the database.
     - `push_target_changed` is true if the caller must write `push_target`.
 
-    Merged heartbeats share one result, so all their callers write the same push target.
+    Waiting heartbeats with the same token are merged, and share one result. So all their callers write the same push
+    target.
     """
 
     offer: Offer

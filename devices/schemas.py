@@ -48,9 +48,9 @@ class SentPushTarget(_PushTargetText, total=False):
     """A push token of FCM, or a FID: the id of a Firebase installation.
 
     `registered_at` is the time when the phone registered the push target, by the server's clock; a future time counts
-    as now. A push token that FCM called dead stays dead. A FID that FCM called dead becomes live again if the phone
-    sends it with a `registered_at` after its death, at most once an hour. If several devices send a push target of one
-    installation, only the last of these devices keeps its push target.
+    as now. A push token that FCM called dead stays dead. A FID that FCM called dead becomes live again if its
+    `registered_at` is later than the refused push. This happens at most once an hour. If several devices send a push
+    target of one installation, only the last of these devices keeps its push target.
     """
 
     registered_at: Annotated[Time | None, INFORMS_EXACTLY]

@@ -9,7 +9,9 @@ from commands.schemas import TimelineEvent
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An event for a page. `at` is its time in UTC, to the millisecond. `after` is the time since the issue."""
+    """An event of a timeline, as a page shows it. `at` is its time in UTC, to the millisecond. `after` is the time
+    since the issue.
+    """
 
     event: TimelineEvent
     at: str

@@ -17,7 +17,7 @@ The check reads from the database which pushes may still be sent.
 
 
 class Batch:
-    """The pushes of one claim that are not sent yet. The claim counts as the first check of these pushes.
+    """The pushes of one claim that are not sent yet. The claim has already checked that these pushes may be sent.
 
     `claimed_at` is a time of time.monotonic(). `is_probe`: the push of this batch tests whether FCM works again.
     """

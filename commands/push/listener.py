@@ -52,7 +52,7 @@ class Listener:
     def poll_seconds(self) -> float:
         """The time between two polls of the dispatcher, in seconds.
 
-        This time is longer while the dispatcher's notifications to itself arrive.
+        The dispatcher sends notifications to itself as a test. While they arrive, it polls less often.
         """
         return POLL_SECONDS if self._is_proven else DEAF_POLL_SECONDS
 

@@ -1,8 +1,9 @@
 """The spans in which devices are online. A heartbeat begins a span.
 
-If no heartbeat comes for 2.5 intervals of service time, the dispatcher ends the span. A transaction that changes
-`online_from` must first lock the presence row of the device, and then read this row in another statement. So each span
-begins and ends only once, and has one event for its beginning and one event for its end.
+If no heartbeat comes for 2.5 heartbeat intervals, the dispatcher ends the span. The time of service gaps does not
+count. A transaction that changes `online_from` must first lock the presence row of the device, and then read this row
+in another statement. So each span begins and ends only once, and has one event for its beginning and one event for its
+end.
 """
 
 from datetime import timedelta

@@ -99,7 +99,7 @@ def _leave_open(place: ServerUnderTest, device_ids: list[str]) -> None:
 
 @contextmanager
 def _bare(dsn: str) -> Iterator[str]:
-    """Run the bare ASGI server on the core of the web worker, with the PostgreSQL of the web worker.
+    """Run the ASGI server of bare_asgi.py on the same core as the web worker, and with the same PostgreSQL.
 
     Yield its address.
     """

@@ -62,7 +62,7 @@ class Storm:
 
     @property
     def errors(self) -> Counter[str]:
-        """The number of each error. Failed tries of reports are left out."""
+        """How often each error occurred. Failed tries of reports are left out."""
         errors = self.run.figures.errors(since=self.run.measured_since)
         return Counter({name: count for name, count in errors.items() if not name.startswith("result: ")})
 

@@ -61,8 +61,8 @@ class WebAway:
     async def run(self, traffic: Traffic) -> None:
         """Take the web workers away once, for `seconds`.
 
-        The admin issues no commands in this time. The server would refuse the POST of these commands after its return,
-        because a signature is valid for only 300 s.
+        The admin issues no commands in this time. When the web workers are back, the server would refuse these POSTs: a
+        signature is valid for only 300 s.
         """
         await asyncio.sleep(BEFORE_SECONDS)
         traffic.pause_commands()

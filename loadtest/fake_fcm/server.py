@@ -235,7 +235,7 @@ class FcmStandin:
         return malformed("message.fid") if reply.answer == "malformed" and "fid" in message else reply
 
     def scripted(self, script: str, push_token: str = "") -> Reply:
-        """Return the answer that the beginning of `script` chooses.
+        """Return the answer for a push whose target begins with `script`, such as `quota7` (replies.py).
 
         The answer of `flaky` depends on the number of earlier pushes to `push_token`.
         """

@@ -53,7 +53,7 @@ class Load:
     """The plan of a run, with a description of its server.
 
     - `server`: the description of the server for the report.
-    - `scale`: the factor from the server's interval to the interval of the run.
+    - `scale`: the heartbeat interval of the run, divided by the server's heartbeat interval.
     - `roster`: the file with the credentials of the phones.
     - `journal`: the file of the fake FCM, from which phones get their pushes; None: phones get no pushes.
     - `most_errors_percent`: the target for the percentage of failed requests; 0: no request may fail.

@@ -21,7 +21,7 @@ def names_in(text: str) -> list[str]:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is a type, or the beginning of type names followed by `*`.
+    """Return `name` if it is valid. A valid name is a type, or the beginning of type names followed by `*`.
 
     Raises ValueError for any other text.
     """

@@ -160,7 +160,7 @@ class Protocol(HttpToolsProtocol):
         return bool(self.pipeline) or (not self._is_idle() and len(self.cycle.body) > HIGH_WATER_LIMIT)
 
     def _may_read(self) -> bool:
-        """Parse the data that was kept. Return whether more data may be read."""
+        """Parse the data that was read but not parsed yet. Return whether more data may be read."""
         if self._catching_up:
             return False
         if self._unparsed:

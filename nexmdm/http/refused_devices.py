@@ -119,7 +119,9 @@ class RefusedDevices:
             self._soon()
 
     async def drain(self) -> None:
-        """Check all waiting tokens and log their refusals. Store the refusals of devices whose row may be written."""
+        """Check all waiting tokens and log their refusals. Store the last refusal of each device, unless its row was
+        written too recently.
+        """
         self._timer.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):

@@ -52,8 +52,9 @@ def signature(secrets: Sequence[bytes], event_id: str, timestamp: int, body: byt
 def signing_secrets(webhook: Webhook, *, previous: bool) -> list[bytes]:
     """Return the secrets that sign now: the current secret and, if `previous` is true, the previous secret.
 
-    Raises SecretLost if the SECRET_KEY of the current secret is not configured any more. If the SECRET_KEY of the
-    previous secret is not configured any more, the previous secret is left out.
+    Each secret is derived from a SECRET_KEY. Raises SecretLost if the SECRET_KEY for the current secret is not
+    configured any more. If the SECRET_KEY for the previous secret is not configured any more, the previous secret is
+    left out.
     """
     secrets = [_secret(webhook.id, webhook.secret_number, webhook.secret_key)]
     if previous and webhook.previous_secret_key in {key.id for key in tokens.webhook_keys()}:

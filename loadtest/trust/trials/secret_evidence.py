@@ -116,7 +116,7 @@ class Calls:
         return answer
 
     def unfinished(self, target: str, bearer: str) -> None:
-        """Send a request whose body does not end, and record the answer as an error."""
+        """Send a request whose body does not end, and add the answer to `errors` of the evidence."""
         server = Server.of(self.url)
         head = server.head("POST", target, {"Authorization": f"Bearer {bearer}", "Content-Length": "1000"})
         with socket.create_connection((server.host, server.port), timeout=60) as connection:

@@ -14,7 +14,7 @@ LAST: Final = "@last"
 
 
 class Memory:
-    """The file with the ids for `@last` of one profile.
+    """The file with the last ids of one profile. On the command line, `@last` stands for such an id.
 
     Ids of another server are ignored. If the file cannot be written, the ids are not stored.
     """

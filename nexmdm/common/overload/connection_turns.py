@@ -23,7 +23,7 @@ LEAST_WORK_SECONDS: Final = 1
 
 
 def unsigned() -> int:
-    """Return the number of turns for work that does not belong to a signed call."""
+    """Return how many connections of the pool the work outside signed calls may use at the same time."""
     return max(1, _shared() - SIGNED_TURNS)
 
 
@@ -32,7 +32,7 @@ def _shared() -> int:
 
 
 class Turns:
-    """The turns of one event loop.
+    """The turns of one event loop. A turn is the permission to use a connection of the pool.
 
     `ends_at` is the deadline of the work in monotonic time. The functions raise GateFull if no turn is free in time.
     """

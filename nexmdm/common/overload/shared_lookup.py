@@ -9,7 +9,9 @@ T = TypeVar("T")
 
 
 class SharedLookup(Generic[T]):
-    """Runs `look` once for all clients that ask during the run. Its outcome or error is kept for `fresh_seconds`."""
+    """Runs `look` once for all clients that ask while `look` runs. The outcome or error of `look` is kept for
+    `fresh_seconds`.
+    """
 
     def __init__(self, look: Callable[[], Awaitable[T]], *, fresh_seconds: float = 0) -> None:
         self._look = look

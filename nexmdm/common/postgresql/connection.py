@@ -167,7 +167,7 @@ class Cursor(base.CursorMixin, psycopg.ClientCursor[Any]):
     """Django's cursor. It sends the statements that begin a transaction in the message of the first statement."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
-        """Execute the query. The first result of the cursor is the result of the query."""
+        """Execute the query. The results of statements that were sent before the query are skipped."""
         connection = self.connection
         begins = self._beginning() if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE else ()
         if not begins:

@@ -1,4 +1,4 @@
-"""The command `manage.py fleet`: the client `nexmdm` for the server with these settings.
+"""The command `manage.py fleet`: the client `nexmdm`, with the address and secrets from the settings of this process.
 
 The client uses HTTP, and does not use the database.
 """

@@ -215,7 +215,9 @@ def _only(*, failing: float, silent: float) -> Traits:
 
 
 def _new_enrollment_token(uses: int) -> str:
-    """Create an enrollment token on the server with these settings. Raises CommandError if the server refuses."""
+    """Create an enrollment token on the server that has the same settings as this process. Raises CommandError if the
+    server refuses.
+    """
     own = OwnServer()
     credentials = own.credentials(named_admins.UNNAMED)
     assert credentials is not None
