@@ -126,7 +126,7 @@ def state_conditions() -> dict[str, Q]:
 
 
 def outcome_conditions() -> dict[str, Q]:
-    """Return a condition for filter() for each outcome of a command.
+    """Return one condition for each outcome of a command, for use in filter().
 
     A condition selects the commands for which of() returns the outcome.
     """

@@ -25,7 +25,9 @@ class BusyDeviceAdmin(DeviceAdmin):
     ]
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the device with its timeline and the strip of its presence, or None if the device does not exist."""
+        """Return the device with its timeline and the chart of its presence in the last week. Return None if the device
+        does not exist.
+        """
         device = super().get_object(request, object_id, from_field)
         if device is not None:
             device.events = device_timeline.newest_first(device)

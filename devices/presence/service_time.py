@@ -66,8 +66,8 @@ def online_after() -> str:
 def certainly_offline_until() -> str:
     """Return SQL for a moment: a device is certainly offline if its last heartbeat came at or before this moment.
 
-    This moment is computed from the last mark. Therefore a service gap that has not ended does not move this moment.
-    (online_after() uses the present time.)
+    This moment is computed from the last mark, and not from the present time as in online_after(). Therefore a service
+    gap that has not ended does not move this moment.
     """
     return _online_after(_CONFIRMED)
 

@@ -74,8 +74,8 @@ def _issue(place: ServerUnderTest) -> dict[str, Any]:
 def _check(place: ServerUnderTest, command: dict[str, Any], least: float) -> None:
     """Raise wrk.Failed if fewer results are stored than `least`.
 
-    `least` is the number of results that the server answered. Also raise wrk.Failed if all phones have reported. wrk
-    then began again with the first phone, so some phones have reported twice.
+    `least` is the number of results that the server answered. Also raise wrk.Failed if all phones have reported. In
+    this case, wrk has begun again with the first phone, and some phones have reported twice.
     """
     counts = place.admin.get(f"/admin/commands/{command['request_id']}")["counts"]
     stored, devices = counts["succeeded"], command["device_count"]
