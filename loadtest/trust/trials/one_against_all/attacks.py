@@ -182,7 +182,7 @@ def _say(line: bytes) -> None:
 
 
 def main() -> None:
-    """Read an order from standard input. Each further line begins or ends the attack, until standard input is closed."""
+    """Read an order from standard input. Each further line begins or ends the attack, until the input is closed."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(_obey())
