@@ -12,7 +12,7 @@ import kotlin.system.exitProcess
 import org.json.JSONObject
 
 private val ACTIONS = setOf(
-    "ping", "launch_app", "stop_app", "ring", "message", "lock", "reboot", "wipe",
+    "ping", "launch_app", "stop_app", "ring", "message", "lock", "reboot", "wipe"
 )
 
 private fun variable(name: String): String = System.getenv("PHONE_$name")

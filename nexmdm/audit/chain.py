@@ -170,7 +170,7 @@ def _gap(entry: AuditEntry, before: Place) -> BrokenLink:
     if entry.id == before.entry_id + 1:
         what = f"rewritten: entry {entry.id} contains another hash for entry {before.entry_id}."
         return BrokenLink(before.entry_id, what)
-    what = f"deleted: the hash in entry {entry.id} for the entry before it is not the hash of entry {before.entry_id}."
+    what = f"deleted: entry {entry.id} was not written directly after entry {before.entry_id}."
     return BrokenLink(before.entry_id + 1, what, last=entry.id - 1)
 
 

@@ -92,8 +92,7 @@ def agent_signature_checksum(given: str) -> str:
             hint = f"Hexadecimal digits are not base64. Write the checksum as {right}."
         else:
             hint = (
-                "Encode the SHA-256 of the agent's signing certificate, which has 32 bytes. See "
-                "docs/operations/provisioning.md."
+                "Encode the SHA-256 (32 bytes) of the agent's signing certificate. See docs/operations/provisioning.md."
             )
         message = f"AGENT_SIGNATURE_CHECKSUM must be a SHA-256 in URL-safe base64 (43 characters), not {given!r}."
         raise Misconfigured(ConfigError.MALFORMED, message, hint)
