@@ -6,8 +6,8 @@ device causes no SQL. If only one process runs, a device can send exactly as man
 process raises this number by at most a tenth of the limit.
 
 A report counts for a device only if the token of the report is valid. Without this rule, any client could use up the
-reports of a device. A batch checks the tokens of its reports while it records the reports. Until then, each report has
-a reserved place.
+reports of a device. A batch checks the tokens of its reports while it records the reports. Until then, each report
+reserves a place in the count of its token.
 """
 
 import math

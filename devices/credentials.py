@@ -112,8 +112,8 @@ def authenticate(token: tokens.Token) -> UUID:
     """Return the id of the device that has this token, and record the first use of the token.
 
     Raises InvalidToken for an unknown device and for a wrong secret. Raises DeviceRevoked if the device is not active.
-    Raises NeedsFullCheck if the digest cannot decide. The function runs one statement, and a second statement at the
-    first use.
+    Raises NeedsFullCheck if the stored digest cannot show whether the token is valid. The function runs one statement,
+    and a second statement at the first use.
     """
     key = tokens.digest_keys()[0]
     asked = {"device_id": token.id, "digest": tokens.digest(token.text, key.value), "digest_key": key.id}

@@ -181,8 +181,8 @@ def parse_results(count: int, exceptions: str | None) -> list[HeartbeatResult]:
 
 
 def left_out(results: Sequence[HeartbeatResult], recorded: str | None) -> list[int]:
-    """Return the places of the good heartbeats that RECORD has not recorded. `recorded` is the last column of RECORD's
-    row.
+    """Return the positions of the good heartbeats that the statement RECORD has not recorded. `recorded` is the last
+    column of the row that RECORD returned.
     """
     if recorded is None:
         return []

@@ -203,7 +203,7 @@ def mark_dead(deaths: Sequence[Death]) -> list[UUID]:
 
 
 def shared_installations(limit: int, using: str = DEFAULT_DB_ALIAS) -> list[str]:
-    """Return up to `limit` installations whose push targets several devices have, as digests (PUSH_OWNER).
+    """Return up to `limit` installations that several devices share. Each installation is a digest (PUSH_OWNER).
 
     Only earlier versions of NexMDM gave several devices push targets of one installation. The function reads all
     devices: 0.2 s for 100,000 devices.

@@ -69,7 +69,8 @@ async def with_token_check(token: tokens.Token, work: Callable[[], Awaitable[R]]
 async def check_fully(token: tokens.Token) -> None:
     """Check a token against all valid credentials of its device, and store a new digest of the token.
 
-    Only a token whose digest cannot decide waits at the gate TOKEN_CHECKS. Raises InvalidToken, GateFull.
+    If the stored digests cannot show whether the token is valid, the check waits at the gate TOKEN_CHECKS. Raises
+    InvalidToken, GateFull.
     """
     needs_bcrypt = False
     for verifier in await run_for_phone(credentials.verifiers, token.id):

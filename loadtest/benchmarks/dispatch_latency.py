@@ -118,7 +118,7 @@ def _wait(waiting: FleetClient, request_id: str) -> float:
 
 
 def _print(latencies: Sequence[Latency], limit_ms: float) -> bool:
-    """Print both latencies. Return whether they are within their limits."""
+    """Print percentiles of the push latency and of the wait latency. Return whether both are within their limits."""
     pushes = sorted(one.to_push for one in latencies)
     waits = sorted(one.to_waiting_admin for one in latencies)
     held = [percentile(pushes, 95) < limit_ms, waits[-1] < WAIT_LIMIT_MS]

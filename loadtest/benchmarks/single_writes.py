@@ -38,7 +38,7 @@ _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The results of the three measurements.
+    """The results of three measurements: `heartbeats`, `many` and `one`.
 
     - `many`: commands over 64 connections.
     - `one`: commands over one connection.

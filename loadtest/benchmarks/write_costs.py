@@ -94,7 +94,7 @@ class Meter:
     wal: Path
 
     def read(self) -> Reading:
-        """Return the present processor times and position."""
+        """Return the present processor times and the present position in the WAL."""
         backends = {pid: _processor_ns(pid) for (pid,) in self.database.execute(_BACKENDS)}
         # A later commit that waits for the disk also flushes the earlier commits that did not wait.
         self.database.execute(_FLUSH)

@@ -152,7 +152,9 @@ def _work(place: ServerUnderTest, phones: dict[str, httpx.Client]) -> None:
 
 
 def _pictures(driver: webdriver.Chrome, site: tuple[str, str], folder: Path) -> Iterator[str]:
-    """Take a screenshot of each page in each look. Yield the pages that are wider than a phone."""
+    """Take a screenshot of each page with each theme and window size in LOOKS. Yield the pages that are wider than a
+    phone.
+    """
     url, password = site
     for look in LOOKS:
         _appear(driver, look)

@@ -53,7 +53,7 @@ class InGaps:
     gaps: list[Gap]
 
     def away(self) -> list[Interval]:
-        """Return the gaps in Unix time. Each interval ends only when the server must be normal again."""
+        """Return the gaps as intervals in Unix time. Each interval also contains the `normal_seconds` after its gap."""
         ahead = time.time() - time.monotonic()
         return [(gap.stopped_at + ahead, gap.back_at + ahead + self.normal_seconds) for gap in self.gaps]
 

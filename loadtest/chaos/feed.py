@@ -70,9 +70,9 @@ _EVENTS: Final = """
 class FeedSnapshot:
     """The content of the database in one snapshot.
 
-    - `facts`: the facts in the tables, counted.
+    - `facts`: how often each fact is in the tables, without the table of events.
     - `ids`: the ids of all events, in the order of the feed.
-    - `events`: the facts in the events of the types in `_JUDGED`, counted.
+    - `events`: how often each fact is in an event. Only the event types in `_JUDGED` count.
     """
 
     facts: Counter[Fact]

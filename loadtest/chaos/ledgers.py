@@ -203,7 +203,7 @@ def _waits(delivery: Delivery, now: float) -> bool:
 
 
 def _answered(account: Account, snapshot: DatabaseSnapshot) -> Target:
-    """Check that each delivery still has the state that the server answered to the phone's report."""
+    """Check that each delivery still has the state that was in the server's answer to the phone's report."""
     rows = {one.key: one for one in snapshot.deliveries}
     kept = sum(_stands(one, rows.get((one.request_id, one.device_id))) for one in account.results)
     return Target("deliveries have the state that was answered", "all", *part(kept, len(account.results)))

@@ -182,7 +182,8 @@ def _answered(one: Recovery, snapshot: DatabaseSnapshot) -> list[Delivery]:
 
 
 def _open_seconds(delivery: Delivery, one: Recovery) -> float:
-    """Return for how many seconds of an outage a phone could have settled a delivery.
+    """Return the seconds of an outage between the issue and the expiry of a delivery. If the delivery was settled
+    before these seconds, return 0.
 
     The first IN_THE_AIR_SECONDS of the outage do not count.
     """

@@ -91,7 +91,7 @@ class Pushed:
     def taken_twice_unexplained(self) -> int:
         """Return how many messages FCM accepted beyond the allowed number.
 
-        FCM may accept one message, and one more message for each attempt with the outcome `unknown`.
+        For one delivery, FCM may accept one message, plus one message for each attempt with the outcome `unknown`.
         """
         taken = sum(bool(send["message_id"]) for send in self.sends)
         unknown = sum(one.outcome == "unknown" for one in self.delivery.attempts)

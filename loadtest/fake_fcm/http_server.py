@@ -21,7 +21,7 @@ _JSON: Final = (("Content-Type", "application/json"),)
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request, with the methods that end it.
+    """One HTTP request of a client.
 
     Call `answer` once, or call `cut`. If neither is called, the client gets no answer.
     """

@@ -54,7 +54,7 @@ class Server:
 
 
 def with_body(body: bytes) -> bytes:
-    """Return the Content-Length, the end of a request's head, and the body."""
+    """Return the rest of a request: the header Content-Length, the blank line that ends the head, and the body."""
     return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
 
 

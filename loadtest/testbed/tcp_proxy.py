@@ -59,7 +59,7 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """The number of open connections of clients, including forgotten connections."""
+        """The number of open connections of clients. It includes connections that forward nothing since `forget`."""
         return self._do(self._count)
 
     def point_to(self, target: int) -> None:

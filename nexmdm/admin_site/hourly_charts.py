@@ -80,7 +80,7 @@ class HourlyChart:
 
 
 def charts() -> list[HourlyChart]:
-    """Return both charts. All counts are read now."""
+    """Return the chart of pushes and the chart of results. All counts are read now."""
     since = page_time.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0) - (HOURS - 1) * HOUR
     return [
         _chart(

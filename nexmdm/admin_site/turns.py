@@ -63,7 +63,9 @@ class SiteTurn:
                 SITE.leave(self.address)
 
     def give_up(self) -> None:
-        """Give up the place and the connection. A second call does nothing."""
+        """Give up the request's place at the gate SITE and its turn to use a database connection. A second call does
+        nothing.
+        """
         if self._held:
             self._held = False
             connection_turns.of_loop().release()

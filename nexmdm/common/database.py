@@ -68,7 +68,8 @@ DEADLOCK_TRIES: Final = 5
 
 @cache
 def phones() -> Gate:
-    """Return the gate for database work of clients that present a device token, valid or not. Its keys are addresses.
+    """Return the gate for database work of clients that present a device token, valid or not. The gate also has a limit
+    for each client address.
 
     All these clients leave one connection for look-ups and the admin site. The clients of one address also leave one
     connection for the clients of other addresses.

@@ -50,7 +50,7 @@ def keys_and_secrets() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 
 def by_variable(kind: str, live: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Return the values of each variable, by the name of the variable.
+    """Return the values in `live` by environment variable, and not by principal.
 
     `kind` is KEY or SECRET. `live` contains the values by principal.
     """

@@ -40,7 +40,7 @@ class _Counted:
 
 
 class HeartbeatSummary:
-    """Writes the lines of one process."""
+    """Writes the log lines about the heartbeats of one process."""
 
     def __init__(self) -> None:
         self._last = _Counted.now()

@@ -48,7 +48,7 @@ class PushHealthField(StrEnum):
 class PushHealthQuery(Body):
     """The query of push health.
 
-    - `by`: the field whose values are the rows.
+    - `by`: a field of the devices. The answer has one row for each value of this field.
     - `since`: the time from which pushes are counted. The default is a day ago.
     """
 

@@ -21,7 +21,9 @@ Run = Callable[[Callable[[], None]], Awaitable[None]]
 
 @asynccontextmanager
 async def written() -> AsyncIterator[None]:
-    """Write marks while this context is open. The first mark is written before the context begins."""
+    """Write a mark every few seconds while this context is open. The marks show when a web worker ran. The first mark
+    is written before the context begins.
+    """
     # Briefly, because a server must also start if the database is not available.
     async with ThreadSensitiveContext():
         await _write(run_briefly)

@@ -53,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A horizontal line for an upper limit. `look` is the CSS class of the line that the limit applies to."""
+    """A horizontal line for an upper limit. `look` is the `look` of the Line that must stay below this limit."""
 
     value: float
     look: str

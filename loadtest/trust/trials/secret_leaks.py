@@ -112,7 +112,7 @@ def _loop(calls: Calls, standin: FcmStandin, serving: Serving) -> dict[str, dict
 
 
 def _write_as_named_admin(calls: Calls) -> None:
-    """Carry out a signed write as a named admin, with the previous key and the current secret."""
+    """Send one signed write as a named admin. The write uses this admin's previous key and current secret."""
     key, secret = calls.configured[f"{NAMED_KEY}_PREVIOUS"], calls.configured[NAMED_SECRET]
     with closing(FleetClient(calls.url, key=key, secret=secret)) as admin:
         made = admin.post("/admin/enrollment-tokens", {"label": "of a named admin"})

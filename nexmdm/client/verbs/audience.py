@@ -38,7 +38,7 @@ class Audience:
     def examples(self, client: FleetClient, most: int) -> list[Json]:
         """Return up to `most` of the devices.
 
-        If more than MOST_READ of these devices have only an id, their names are not read.
+        If more than MOST_READ of these devices are known only by id, their names are not read.
         """
         if self.named:
             return _described(client, self.named[:most])

@@ -60,7 +60,7 @@ def devices(session: Session, limit: int, *, newest_first: bool, **filters: Any)
 
 
 def _worst(session: Session, limit: int, filters: dict[str, Any]) -> list[Json]:
-    """Return the worst devices, with the worst device first.
+    """Return up to `limit` devices, in the order of rows.device_rank: offline devices come first.
 
     For each presence, only the newest PAGE devices are compared.
     """

@@ -62,7 +62,7 @@ def why_no_connection() -> str | None:
 
 
 def note_connection() -> None:
-    """Note that an attempt to connect succeeded. The stored reason is deleted."""
+    """Note that an attempt to connect succeeded. The reason that note_no_connection() stored is deleted."""
     if _refusal.reason:
         _refusal.reason, _refusal.at = "", float("-inf")
 

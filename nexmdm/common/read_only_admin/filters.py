@@ -61,7 +61,7 @@ class SpanFilter(admin.SimpleListFilter):
     spans: ClassVar[Mapping[str, timedelta]]
 
     def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Return the labels of the lengths."""
+        """Return the choices of the filter: the labels in `spans`."""
         return [(name, name) for name in self.spans]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002
@@ -177,8 +177,8 @@ def _moment(text: Any) -> datetime | None:
 def in_date_range(rows: QuerySet[Any], column: str, since: datetime | None, until: datetime | None) -> QuerySet[Any]:
     """Keep the rows whose `column` is `since` or later, and before `until`. A limit that is None has no effect.
 
-    If the keys are numbers, they grow with time. The function then also limits the keys, so that the query reads only a
-    range of keys and `column` needs no index.
+    Primary keys that are numbers grow with time. For such rows, the function also limits the primary key. The query
+    then reads only a range of keys, and `column` needs no index.
     """
     numbered = isinstance(rows.model._meta.pk, BigAutoField)  # noqa: SLF001
     if since is not None:

@@ -53,7 +53,7 @@ def shown(notes: Sequence[Note]) -> list[FieldWarning]:
 
 
 class _Collapsed:
-    """The state of the log lines about one field of a route."""
+    """When the last log line about one field of a route was written, and how many notes came since then."""
 
     __slots__ = ("count", "logged_at")
 

@@ -1,5 +1,5 @@
-"""The repair of bodies of phones. Each field of a device body is annotated with its role: the field decides, or the
-field only informs.
+"""The repair of bodies of phones. Each field of a device body is annotated with its role. A field either decides what
+the server does, or only informs.
 
 If a field that decides has an invalid value, the request is refused. If a field that only informs has an invalid value,
 this value is repaired or dropped. The type of the field determines the repair. A valid body is not changed.

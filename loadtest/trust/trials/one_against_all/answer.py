@@ -70,7 +70,7 @@ def _give(url: str, member: Member, push_token: str) -> None:
 
 
 class OddOne:
-    """An attacker: during the attack, each command also goes to the bad phone."""
+    """The attacker of this trial. While it attacks, each command also goes to the phone with the bad push token."""
 
     def __init__(self, pushes: Pushes, device_ids: Sequence[str]) -> None:
         self._pushes = pushes

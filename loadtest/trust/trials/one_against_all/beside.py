@@ -154,7 +154,7 @@ class Case:
     - `tried`: the attack, in words.
     - `least_sent`: the least number of requests that the attacker must send in all rounds.
     - `answers`: the answers that the attacker may get.
-    - `seconds`: the length of each turn with the attack.
+    - `seconds`: how long each round measures the honest traffic during the attack.
     - `most_grown_mebibytes`: how much the memory of the web worker may grow.
     """
 
